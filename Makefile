@@ -1,0 +1,45 @@
+# Only Python (3.11 or newer) and make are needed: every target sets itself up in .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+# More for pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for PyTorch without CUDA (200 MB instead of 3 GB).
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test bench clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## install into .venv (done once; again when pyproject.toml or constraints.txt change)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=python3.12 ...), this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: setup  ## train DIO on synthetic pairs, test it on unseen ones, beside the same solver on raw intensities
+	$(BIN)/dio-lightning fit --config experiments/dio/demo.yaml
+	$(BIN)/dio-lightning test --config experiments/dio/demo.yaml --ckpt_path last
+	$(BIN)/dio-lightning test --config experiments/classical/demo_intensity.yaml
+	@echo
+	@echo "Tables (metrics.csv, metrics_per_label.csv, summary.json) and pictures (panels/*.png):"
+	@echo "  DIO              runs/demo/dio/"
+	@echo "  raw intensities  runs/demo/intensity/"
+
+check: setup  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: setup  ## the test suite (tests on real anatomy run when DIO_DATA names its folder)
+	$(BIN)/python -m pytest
+
+bench: setup  ## speed and memory of the inner loop: a table and build/bench.json
+	$(BIN)/python benchmarks/bench.py
+
+clean:  ## remove caches and build folders (keeps .venv and runs)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

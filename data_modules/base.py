@@ -1,0 +1,141 @@
+"""The data module of image pairs: seeded loaders and the batch contract."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from lightning import LightningDataModule
+from torch import Generator, Tensor, distributed
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from dio_lightning.pair import Pair
+
+Split = Literal["train", "val", "test"]
+Sample = dict[str, Any]
+"""One pair as in `Pair`, without the batch axis; ids are strings."""
+
+
+def generator(*key: object) -> Generator:
+    """A random stream that depends on the key alone: not on the process, the order of calls or the machine."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+class PairSampler(DistributedSampler):
+    """Training indices of one epoch, a function of (seed, epoch): a resumed run draws what the first would have drawn.
+
+    Every index comes once before any comes twice. Being a `DistributedSampler`, it is not wrapped again by Lightning,
+    which calls `set_epoch`; the processes draw disjoint parts of the same order.
+    """
+
+    def __init__(
+        self, dataset: Dataset, draws: int, seed: int = 0, replicas: int | None = None, rank: int | None = None
+    ) -> None:
+        """`draws` pairs per epoch and process; replicas and rank default to those of the process group."""
+        running = distributed.is_available() and distributed.is_initialized()
+        world = distributed.get_world_size() if running else 1
+        place = distributed.get_rank() if running else 0
+        super().__init__(dataset, world if replicas is None else replicas, place if rank is None else rank, seed=seed)
+        self.num_samples = draws
+        self.total_size = draws * self.num_replicas
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of this process for the current epoch."""
+        size, stream = len(cast(Sequence, self.dataset)), generator("epoch", self.seed, self.epoch)
+        rounds = -(-self.total_size // size)
+        order = torch.cat([torch.randperm(size, generator=stream) for _ in range(rounds)])
+        return iter(order[self.rank : self.total_size : self.num_replicas].tolist())
+
+
+def collate(samples: Sequence[Sample]) -> Pair:
+    """Samples to one batch, with the keys that all of them have.
+
+    Raises:
+        ValueError: if they differ in shape (another grid, another number of landmarks).
+    """
+    first, batch = samples[0], {}
+    for key in [k for k in first if all(k in sample for sample in samples)]:
+        values = [sample[key] for sample in samples]
+        if not isinstance(first[key], Tensor):
+            batch[key] = values
+            continue
+        for sample, value in zip(samples, values, strict=True):
+            if value.shape != first[key].shape:
+                raise ValueError(
+                    f"pairs {first['fixed_id']} and {sample['fixed_id']} cannot share a batch: {key} has shape "
+                    f"{tuple(first[key].shape)} and {tuple(value.shape)}, expected one shape; set batch_size to 1"
+                )
+        batch[key] = torch.stack(values)
+    return cast(Pair, batch)
+
+
+class PairDataModule(LightningDataModule):
+    """Loaders of image pairs; subclasses say what the pairs of a split are (`dataset`).
+
+    Training draws `steps_per_epoch` batches per process and epoch (default: `pairs_per_epoch` shared by the
+    processes); validation, test and prediction read their list once, in order. Prediction reads the test pairs.
+    """
+
+    def __init__(
+        self, batch_size: int = 1, num_workers: int = 0, steps_per_epoch: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        for name, value, least in [
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("steps_per_epoch", steps_per_epoch, 1),
+        ]:
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, expected an integer of at least {least}")
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.steps_per_epoch, self.seed = steps_per_epoch, seed
+
+    def dataset(self, split: Split) -> Dataset:
+        """Map-style data set of `Sample`, one per pair."""
+        raise NotImplementedError
+
+    def pairs_per_epoch(self) -> int:
+        """Training pairs of one epoch when `steps_per_epoch` is not given."""
+        return len(cast(Sequence, self.dataset("train")))
+
+    @property
+    def num_labels(self) -> int:
+        """The largest label, background not counted; 0 without labels."""
+        raise NotImplementedError
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:
+        """Seeded random training pairs."""
+        dataset = self.dataset("train")
+        sampler = PairSampler(dataset, 1, self.seed)
+        shared = -(-self.pairs_per_epoch() // sampler.num_replicas)
+        draws = self.steps_per_epoch * self.batch_size if self.steps_per_epoch else shared
+        return self._loader(dataset, PairSampler(dataset, draws, self.seed))
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation pairs in order."""
+        return self._loader(self.dataset("val"))
+
+    def test_dataloader(self) -> DataLoader:
+        """The test pairs in order."""
+        return self._loader(self.dataset("test"))
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test pairs in order."""
+        return self._loader(self.dataset("test"))
+
+    def _loader(self, dataset: Dataset, sampler: PairSampler | None = None) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )

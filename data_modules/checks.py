@@ -1,0 +1,197 @@
+"""What a data set must satisfy before training starts; every failure is one sentence."""
+
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import cast
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Image
+from torch import Tensor
+from tqdm import tqdm
+
+from data_modules.layout import Case, CasePair
+
+UNREADABLE = (ImageFileError, OSError, EOFError, zlib.error, RuntimeError)
+Grid = tuple[tuple[int, ...], np.ndarray]
+"""Shape without a trailing axis of one voxel, and the affine (4, 4)."""
+
+
+class Problems:
+    """Collects sentences and raises the first five of them as one exception."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+        self.missing = 0
+
+    def add(self, sentence: str) -> None:
+        """Remember a failure; each is told once."""
+        if sentence not in self.sentences:
+            self.sentences.append(sentence)
+
+    def add_missing(self, path: Path, what: str) -> None:
+        """Remember a file that does not exist."""
+        self.missing += 1
+        self.add(f"{path} does not exist, expected {what}")
+
+    def stop(self) -> None:
+        """Raise if there is a problem.
+
+        Raises:
+            FileNotFoundError: if files are missing and nothing else is wrong.
+            ValueError: otherwise.
+        """
+        if not self.sentences:
+            return
+        more = len(self.sentences) - 5
+        text = "\n".join([*self.sentences[:5], *([f"and {more} more"] if more > 0 else [])])
+        raise (FileNotFoundError if self.missing == len(self.sentences) else ValueError)(text)
+
+
+def check_files(pairs: Sequence[CasePair], progress: bool = True) -> None:
+    """Headers of all cases: files exist and open, label and mask lie on the image's grid, a pair shares its grid.
+
+    Raises:
+        FileNotFoundError, ValueError: with up to five sentences.
+    """
+    problems = Problems()
+    grids: dict[Case, Grid | None] = {}
+    for case in watched(unique_cases(pairs), "Checking headers", progress):
+        grids[case] = _case_grid(case, problems)
+    seen: set[frozenset[Case]] = set()
+    for fixed, moving in pairs:
+        one, two = grids[fixed], grids[moving]
+        if one is not None and two is not None and frozenset((fixed, moving)) not in seen:
+            _same_grid(moving.image, two, fixed.image, one, problems)
+        seen.add(frozenset((fixed, moving)))
+    problems.stop()
+
+
+def check_kinds(pairs: Sequence[CasePair]) -> None:
+    """Within a split either every case or none has a label; likewise a mask, landmarks.
+
+    Raises:
+        ValueError: with up to five sentences.
+    """
+    problems, cases = Problems(), unique_cases(pairs)
+    for kind in ("label", "mask", "keypoints"):
+        having = [case for case in cases if getattr(case, kind) is not None]
+        for case in cases if having else []:
+            if getattr(case, kind) is None:
+                problems.add(f"{case.image} has no {kind}, expected one as for {having[0].id} of the same split")
+    problems.stop()
+
+
+def unique_cases(pairs: Iterable[CasePair]) -> list[Case]:
+    """The cases of the pairs, each once, in order of appearance."""
+    return list(dict.fromkeys(case for pair in pairs for case in pair))
+
+
+def check_volumes(case: Case, volumes: dict[str, Tensor], problems: Problems) -> None:
+    """Values as stored: finite intensities, labels that are integers from 0 to 32767, a mask that is not empty."""
+    image = volumes["image"]
+    if not bool(image.isfinite().all()):
+        count = int((~image.isfinite()).sum())
+        problems.add(f"{case.image} has {count} voxels that are NaN or infinite, expected finite intensities")
+    if case.label is not None:
+        label = volumes["label"]
+        wrong = label[(label != label.round()) | (label < 0) | (label > 32767)]
+        if wrong.numel():
+            problems.add(f"{case.label} has the value {wrong[0].item():g}, expected integers from 0 to 32767")
+    if case.mask is not None and not bool((volumes["mask"] > 0).any()):
+        problems.add(f"{case.mask} is 0 everywhere, expected a mask with voxels above 0")
+
+
+def read_points(path: Path, shape: Sequence[int], problems: Problems) -> np.ndarray:
+    """Landmarks (n, d) in voxels from a CSV without header; checked to be finite and inside the grid."""
+    d = len(shape)
+    try:
+        points = np.loadtxt(path, delimiter=",", ndmin=2, dtype=np.float32)
+    except (OSError, ValueError) as error:
+        problems.add(f"{path} cannot be read as landmarks ({error}), expected rows of {d} numbers and no header")
+        return np.zeros((0, d), np.float32)
+    if points.shape[1] != d or not len(points):
+        problems.add(f"{path} has {len(points)} rows of {points.shape[1]} numbers, expected rows of {d}")
+        return np.zeros((0, d), np.float32)
+    inside = np.isfinite(points).all(1) & (points >= 0).all(1) & (points <= np.array(shape) - 1).all(1)
+    for row in np.flatnonzero(~inside)[:1]:
+        values = ", ".join(f"{value:g}" for value in points[row])
+        problems.add(f"{path}: row {row + 1} is ({values}), expected voxels inside a grid of {_times(shape)}")
+    return points
+
+
+def check_counts(pairs: Iterable[CasePair], count: Callable[[Case], int], problems: Problems) -> None:
+    """Fixed and moving have the same number of landmarks."""
+    for fixed, moving in pairs:
+        if fixed.keypoints and moving.keypoints and count(fixed) != count(moving):
+            problems.add(
+                f"{moving.keypoints} has {count(moving)} landmarks, "
+                f"expected {count(fixed)} as in {fixed.keypoints.name} of the same pair"
+            )
+
+
+def spatial_dims(case: Case) -> int:
+    """Dimensions of a case's image.
+
+    Raises:
+        FileNotFoundError, ValueError: if its header cannot be read.
+    """
+    problems = Problems()
+    grid = _grid(case.image, "image", problems)
+    problems.stop()
+    assert grid is not None
+    return len(grid[0])
+
+
+def watched(cases: Sequence[Case], title: str, progress: bool) -> Iterable[Case]:
+    """Cases with a bar that appears only if they take more than two seconds."""
+    return tqdm(cases, desc=title, delay=2, leave=False, disable=not progress)
+
+
+def _case_grid(case: Case, problems: Problems) -> Grid | None:
+    """The image's grid; the label and the mask are compared with it."""
+    grids = {kind: _grid(path, kind, problems) for kind, path in case.volumes.items()}
+    image = grids["image"]
+    for kind, grid in grids.items():
+        if image is not None and grid is not None and kind != "image":
+            _same_grid(case.volumes[kind], grid, case.image, image, problems)
+    if case.keypoints is not None and not case.keypoints.is_file():
+        problems.add_missing(case.keypoints, f"the landmarks of {case.image.name}")
+    return image
+
+
+def _grid(path: Path, kind: str, problems: Problems) -> Grid | None:
+    if not path.is_file():
+        problems.add_missing(path, f"the {kind} of a case")
+        return None
+    try:
+        volume = cast(Nifti1Image, nib.load(path))  # pyright: ignore[reportPrivateImportUsage]
+    except UNREADABLE as error:
+        problems.add(f"{path} cannot be read ({error}), expected a NIfTI file")
+        return None
+    shape = tuple(volume.shape)
+    shape = shape[:-1] if len(shape) == 3 and shape[-1] == 1 else shape
+    if len(shape) not in (2, 3):
+        problems.add(f"{path} has shape {_times(shape)}, expected two or three axes")
+        return None
+    return shape, np.asarray(volume.affine)
+
+
+def _same_grid(path: Path, grid: Grid, reference: Path, expected: Grid, problems: Problems) -> None:
+    """Shape and affine agree, the affine to a hundredth of a voxel."""
+    if grid[0] != expected[0]:
+        problems.add(f"{path} has shape {_times(grid[0])}, expected {_times(expected[0])} as in {reference}")
+        return
+    voxel = np.linalg.norm(expected[1][:3, :3], axis=0).min()
+    if np.abs(grid[1] - expected[1]).max() > 0.01 * voxel:
+        problems.add(f"{path} has the affine {_rows(grid[1])}, expected {_rows(expected[1])} as in {reference}")
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(str(extent) for extent in shape)
+
+
+def _rows(affine: np.ndarray) -> str:
+    return str(np.round(affine[:3], 3).tolist())

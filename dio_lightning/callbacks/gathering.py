@@ -1,0 +1,56 @@
+"""One list of scored pairs out of several processes: the list that one process would have made."""
+
+from dataclasses import dataclass
+
+from torch import distributed
+from torch.utils.data import DataLoader, DistributedSampler
+
+Row = dict[str, float | int | str]
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Which pair a row is about: loader, index in its data set, ids of the images."""
+
+    loader: int
+    index: int
+    fixed_id: str
+    moving_id: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The row of a pair and the rows of its labels."""
+
+    key: Key
+    row: Row
+    labels: list[Row]
+
+
+def dataset_index(loader: object, position: int) -> int:
+    """Index in the data set of the position-th pair that this process reads from a loader.
+
+    A distributed sampler deals indices to the processes and repeats some to make their numbers equal; any other sampler
+    is taken to run through the data set in order.
+    """
+    sampler = loader.sampler if isinstance(loader, DataLoader) else None
+    if not isinstance(sampler, DistributedSampler):
+        return position
+    return list(sampler)[position]
+
+
+def gather(scored: list[Scored]) -> list[Scored]:
+    """The scored pairs of all processes, on every process, sorted; a pair that was read twice is kept once."""
+    parts: list[list[Scored]] = [scored]
+    if distributed.is_available() and distributed.is_initialized():
+        parts = [[] for _ in range(distributed.get_world_size())]
+        distributed.all_gather_object(parts, scored)
+    return merge(parts)
+
+
+def merge(parts: list[list[Scored]]) -> list[Scored]:
+    """The union of several lists of scored pairs, sorted by key, the first of equal keys kept."""
+    found: dict[Key, Scored] = {}
+    for pair in (pair for part in parts for pair in part):
+        found.setdefault(pair.key, pair)
+    return [found[key] for key in sorted(found)]

@@ -1,0 +1,106 @@
+"""What a test run leaves behind: tables of scores, their summary, and a readable table for the terminal."""
+
+import csv
+import hashlib
+import io
+import json
+import math
+import platform
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from rich.table import Table
+
+from dio_lightning.callbacks.gathering import Row, Scored
+
+Summary = dict[str, float | int | None]
+
+SCORES = ("dice", "hd95", "hd", "hd_missed", "tre", "folds", "sdlogj", "std_logj")
+SCORES += ("seconds", "peak_mb", "steps", "converged", "residual")
+IDENTITY = tuple(f"{name}_identity" for name in ("dice", "hd95", "hd", "tre"))
+PAIR_COLUMNS = ("fixed_id", "moving_id", *SCORES, *IDENTITY)
+LABEL_COLUMNS = ("fixed_id", "moving_id", "label", "name", "dice", "dice_identity", "hd95", "hd")
+UNITS = {"hd95": "mm", "hd": "mm", "tre": "mm", "folds": "%", "seconds": "s", "peak_mb": "MiB"}
+PACKAGES = ("dio-lightning", "torch", "lightning", "monai")
+
+
+def summarise(values: Iterable[object]) -> Summary:
+    """Mean, standard deviation (of the population, as numpy), median and n of the finite numbers among the values."""
+    finite = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    if not finite:
+        return {"mean": None, "std": None, "median": None, "n": 0}
+    mean, std = statistics.fmean(finite), statistics.pstdev(finite)
+    return {"mean": mean, "std": std, "median": statistics.median(finite), "n": len(finite)}
+
+
+def summary(rows: Sequence[Row]) -> tuple[dict[str, Summary], dict[str, Summary]]:
+    """Summaries by score name, of the method and of the identity (u = 0)."""
+
+    def table(names: Iterable[str], suffix: str) -> dict[str, Summary]:
+        found = [name for name in names if any(name in row for row in rows)]
+        return {name.removesuffix(suffix): summarise(row.get(name) for row in rows) for name in found}
+
+    return table(SCORES, ""), table(IDENTITY, "_identity")
+
+
+def summary_json(rows: Sequence[Row], config_text: str) -> str:
+    """Score name -> mean, std, median, n; beside them "identity", "config_hash" and "versions"; null where n is 0."""
+    scores, identity = summary(rows)
+    digest = hashlib.sha256(config_text.encode()).hexdigest()
+    content = {**scores, "identity": identity, "config_hash": digest, "versions": versions()}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides a score, by import name."""
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    return {p.replace("-", "_"): installed(p) for p in PACKAGES} | {"python": platform.python_version()}
+
+
+def label_rows(scored: Sequence[Scored], names: Mapping[int, str]) -> list[Row]:
+    """Rows of all labels of all pairs, with the ids of the pair and the label's name where it is known."""
+    rows: list[Row] = []
+    for pair in scored:
+        ids: Row = {name: pair.row[name] for name in ("fixed_id", "moving_id")}
+        for label in pair.labels:
+            known: Row = {"name": names[int(label["label"])]} if int(label["label"]) in names else {}
+            rows.append(ids | label | known)
+    return rows
+
+
+def to_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Rows as CSV; a column that no row has is left out, a value that a row lacks is empty, NaN is "nan"."""
+    used = [name for name in columns if any(name in row for row in rows)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, used, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def table(rows: Sequence[Row], method: str) -> Table:
+    """Mean ± standard deviation of every score, the identity beside the method."""
+    scores, identity = summary(rows)
+    result = Table(title=f"Test scores, mean ± std over {len(rows)} pair{'s' if len(rows) != 1 else ''}")
+    for heading in ("score", "identity", method):
+        result.add_column(heading, justify="left" if heading == "score" else "right")
+    for name, values in scores.items():
+        unit = f" [{UNITS[name]}]" if name in UNITS else ""
+        result.add_row(f"{name}{unit}".replace("[", r"\["), _cell(identity.get(name)), _cell(values, len(rows)))
+    return result
+
+
+def _cell(values: Summary | None, pairs: int = 0) -> str:
+    if values is None:
+        return ""
+    if values["mean"] is None:
+        return "none"
+    partly = f" (n={values['n']})" if pairs and values["n"] != pairs else ""
+    return f"{values['mean']:.4g} ± {values['std']:.2g}{partly}"

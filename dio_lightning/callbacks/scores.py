@@ -1,0 +1,185 @@
+"""Scores in validation and test, shared by every module."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from rich.console import Console
+
+from dio_lightning.callbacks import report
+from dio_lightning.callbacks.files import write_atomic
+from dio_lightning.callbacks.gathering import Key, Row, Scored, dataset_index, gather
+from dio_lightning.callbacks.pair_scores import SOLVER, ScoreOptions, one_pair, score_pair, solver_report
+from dio_lightning.metrics.landmarks import Order
+from dio_lightning.metrics.overlap import LabelMode
+from dio_lightning.pair import Pair
+
+
+class RegistrationScores(Callback):
+    """Scores every pair from the step's outputs["displacement"] (b, d, *s, voxels) and the batch.
+
+    Validation logs the means val/<score> and val/<score>_identity. Test logs test/<score> and writes metrics.csv (a row
+    per pair), metrics_per_label.csv and summary.json to the trainer's default_root_dir; each is replaced atomically, so
+    another test in the same folder replaces the first. A `fast_dev_run` writes nothing. Over several processes the rows
+    are gathered, and a pair that a distributed sampler repeated counts once: the scores are those of one process.
+
+    `seconds` is the wall time of the step per pair, from this callback's batch start to its batch end (list it first).
+    `peak_mb` is in MiB: on CUDA the most memory allocated during the step, else the peak resident memory of the process
+    so far. `hd95` and `hd` are means over the structures found, `hd_missed` counts those that the warp lost.
+    Solver reports (steps, converged, residual) go to the files alone: modules log them.
+    """
+
+    config_text: str | None = None
+    """The resolved config, hashed into summary.json; where it is None, the module's hyperparameters."""
+
+    def __init__(
+        self,
+        dice: LabelMode = "nearest",
+        surface: bool = True,
+        landmarks_order: Order = 3,
+        print_table: bool = True,
+        unit_spacing: bool = False,
+        surface_in_validation: bool = False,
+        masked: bool = False,
+    ) -> None:
+        """Choose the scores.
+
+        Args:
+            dice: how labels are warped: "nearest" (Learn2Reg) or "linear" (masks, thresholded at 0.5).
+            surface: Hausdorff distances (HD95, HD) in the test.
+            landmarks_order: interpolation of u at landmarks: 3 (cubic, Learn2Reg) or 1 (linear).
+            print_table: print the scores beside those of the identity after the test.
+            unit_spacing: Hausdorff distances in voxels, as Learn2Reg reports them, instead of mm.
+            surface_in_validation: Hausdorff distances in validation too.
+            masked: folds, sdlogj and std_logj inside fixed_mask alone, as Learn2Reg evaluates lungs.
+
+        Raises:
+            ValueError: dice or landmarks_order is another value.
+        """
+        if dice not in ("nearest", "linear"):
+            raise ValueError(f"RegistrationScores: dice must be 'nearest' or 'linear', not {dice!r}")
+        if landmarks_order not in (1, 3):
+            raise ValueError(f"RegistrationScores: landmarks_order must be 1 or 3, not {landmarks_order!r}")
+        self.test_options = ScoreOptions(dice, surface, landmarks_order, unit_spacing, masked)
+        # linear interpolation at landmarks in validation: fitting splines would take longer than the epoch
+        self.val_options = ScoreOptions(dice, surface and surface_in_validation, 1, unit_spacing, masked)
+        self.print_table = print_table
+        self._scored: list[Scored] = []
+        self._start = 0.0
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the pairs of the epoch before."""
+        self._scored = []
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the pairs of the run before."""
+        self._scored = []
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Pair, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Start the clock."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        self._start = _clock(pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Pair,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the pairs of the batch."""
+        self._score(trainer.val_dataloaders, outputs, batch, dataloader_idx, self.val_options, {})
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Pair,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score the pairs of the batch, and what they cost."""
+        seconds = (_clock(pl_module.device) - self._start) / len(batch["fixed"])
+        cost: Row = {"seconds": seconds, "peak_mb": peak_memory(pl_module.device)}
+        self._score(trainer.test_dataloaders, outputs, batch, dataloader_idx, self.test_options, cost)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means over the pairs of all processes."""
+        _log(pl_module, "val", [pair.row for pair in gather(self._scored)])
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means, write the files and print the table."""
+        scored = gather(self._scored)
+        rows = [pair.row for pair in scored]
+        _log(pl_module, "test", rows)
+        if not trainer.is_global_zero or not rows:
+            return
+        if not getattr(trainer, "fast_dev_run", False):
+            folder, names = Path(trainer.default_root_dir), getattr(trainer, "datamodule", None)
+            labels = report.label_rows(scored, getattr(names, "label_names", None) or {})
+            write_atomic(folder / "metrics.csv", report.to_csv(rows, report.PAIR_COLUMNS))
+            write_atomic(folder / "metrics_per_label.csv", report.to_csv(labels, report.LABEL_COLUMNS))
+            write_atomic(folder / "summary.json", report.summary_json(rows, self._config(pl_module)))
+        if self.print_table:
+            Console().print(report.table(rows, type(pl_module).__name__))
+
+    def _score(
+        self, loaders: object, outputs: object, batch: Pair, loader: int, options: ScoreOptions, cost: Row
+    ) -> None:
+        if not isinstance(outputs, Mapping) or "displacement" not in outputs:
+            raise ValueError('RegistrationScores needs steps that return {"displacement": u (b, d, *s), ...}')
+        source = loaders[loader] if isinstance(loaders, list | tuple) else loaders
+        displacement = outputs["displacement"].detach().float()
+        for sample in range(len(batch["fixed"])):
+            index = dataset_index(source, sum(pair.key.loader == loader for pair in self._scored))
+            pair = one_pair(batch, sample)
+            fixed, moving = (str(pair.get(name, [index])[0]) for name in ("fixed_id", "moving_id"))
+            row, labels = score_pair(displacement[sample : sample + 1], pair, options)
+            row = {"fixed_id": fixed, "moving_id": moving} | row | cost | solver_report(outputs, sample)
+            self._scored.append(Scored(Key(loader, index, fixed, moving), row, labels))
+
+    def _config(self, pl_module: LightningModule) -> str:
+        if self.config_text is not None:
+            return self.config_text
+        return json.dumps(dict(pl_module.hparams), default=str, sort_keys=True)
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: on CUDA the most memory allocated since the last reset, else the peak resident memory of the process.
+
+    NaN on Windows without CUDA, where the operating system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return float("nan")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _clock(device: torch.device) -> float:
+    """Wall clock in seconds, after all work queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _log(pl_module: LightningModule, stage: str, rows: list[Row]) -> None:
+    """Log the mean of every score; equal on all processes, because the rows were gathered."""
+    names = [name for name in (*report.SCORES, *report.IDENTITY) if name not in SOLVER]
+    means = {name: report.summarise(row.get(name) for row in rows)["mean"] for name in names}
+    found = {f"{stage}/{name}": mean for name, mean in means.items() if mean is not None}
+    pl_module.log_dict(found, sync_dist=True, batch_size=max(len(rows), 1), prog_bar=False)

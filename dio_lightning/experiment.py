@@ -1,0 +1,188 @@
+"""One experiment from its configs and the command line: checkpoint < config < command line."""
+
+import importlib
+import importlib.util
+import logging
+from argparse import ArgumentParser
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from dio_lightning.callbacks.files import write_atomic
+from dio_lightning.callbacks.panels import Panels
+from dio_lightning.callbacks.scores import RegistrationScores
+from dio_lightning.callbacks.writer import FieldWriter
+from dio_lightning.checkpoints import CONFIG, AtomicCheckpointIO, BestAndLast, load_weights, trained_config
+from dio_lightning.errors import debugging, fail
+from dio_lightning.modules import RegistrationModule
+
+TRAINER_DEFAULTS = {
+    # the solver differentiates inside validation, test and prediction too
+    "inference_mode": False,
+    "default_root_dir": "runs/latest",
+}
+
+
+SUBCOMMAND_DEFAULTS = {
+    # RegistrationScores prints a better table
+    "test": {"verbose": False},
+    # fields of all pairs together need not fit into memory: FieldWriter has them on disk
+    "predict": {"return_predictions": False},
+}
+
+
+class Parser(LightningArgumentParser):
+    """A parser that says what is wrong in one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the sentence and exit with code 2."""
+        if not self.exit_on_error or debugging():
+            super().error(message, ex)
+        fail(message)
+
+
+class RunConfig(SaveConfigCallback):
+    """Leaves the resolved config in the run's folder, in the log's folder and in every checkpoint."""
+
+    @cached_property
+    def text(self) -> str:
+        """The resolved config as YAML."""
+        return self.parser.dump(self.config, skip_none=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write config.yaml."""
+        write_atomic(Path(trainer.default_root_dir) / "config.yaml", self.text)
+        for logger in trainer.loggers:
+            if logger.log_dir is not None:
+                write_atomic(Path(logger.log_dir) / "config.yaml", self.text)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the config into the checkpoint, so that a checkpoint alone can be tested."""
+        checkpoint[CONFIG] = self.text
+
+
+class RegistrationCLI(LightningCLI):
+    """LightningCLI with our defaults; a command line that changes the solver at test time is obeyed."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            RegistrationModule,
+            LightningDataModule,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_class=Parser,
+            # an abbreviation is a misspelt key that happens to work
+            parser_kwargs={"allow_abbrev": False} | {name: {"allow_abbrev": False} for name in self.subcommands()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=args,
+            auto_configure_optimizers=False,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Parse the command line behind the config of the checkpoint that it names."""
+        self.config = parser.parse_args(with_checkpoint_config(args))
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would put the checkpoint's settings over the command line, silently."""
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = config["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        root = Path(config["default_root_dir"])
+        if config["logger"] in (None, True):
+            csv = CSVLogger(root, name="logs")
+            config["logger"] = [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
+        config["callbacks"] = self._with_defaults(given, root, config)
+        config["plugins"] = config["plugins"] or AtomicCheckpointIO()
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _with_defaults(self, given: list[Callback], root: Path, config: dict[str, Any]) -> list[Callback]:
+        """Our callbacks, each unless the config names one of its kind; scores first, because they hold the clock."""
+        scores: Callback = RegistrationScores()
+        others: list[Callback] = []
+        if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
+            others.append(BestAndLast(root / "checkpoints"))
+        if self.subcommand == "fit" and config["logger"]:
+            others.append(LearningRateMonitor())
+        if self.subcommand == "test":
+            others.append(Panels())
+        if self.subcommand == "predict":
+            others.append(FieldWriter())
+        kinds = {type(callback) for callback in given}
+        kept = [callback for callback in others if type(callback) not in kinds]
+        everything = [*([] if RegistrationScores in kinds else [scores]), *given, *kept]
+        for callback in everything:
+            if isinstance(callback, RegistrationScores):
+                config_now = self.config[str(self.subcommand)]
+                callback.config_text = self._parser(self.subcommand).dump(config_now, skip_none=False)
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str((root / "checkpoints").resolve())
+        return everything
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True} | SUBCOMMAND_DEFAULTS.get(subcommand, {}))
+        return parser
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["ckpt_path"] = self._checkpoint(kwargs.get("ckpt_path"))
+        return kwargs
+
+    def _checkpoint(self, wanted: str | None) -> str | None:
+        """The checkpoint that Lightning shall restore; .safetensors weights are loaded here."""
+        if wanted is None or wanted == "hpc" or wanted.startswith("registry"):
+            if wanted is None and self.subcommand != "fit" and any(True for _ in self.model.parameters()):
+                rank_zero_warn("no --ckpt_path: the network's weights are untrained")
+            return wanted
+        path = Path(wanted)
+        if wanted in ("last", "best"):
+            callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+            folders = [Path(c.dirpath) for c in callbacks if c.dirpath is not None]
+            path = next((f / f"{wanted}.ckpt" for f in folders if (f / f"{wanted}.ckpt").is_file()), None)
+            if path is None and self.subcommand == "fit":
+                rank_zero_info(f"no {wanted} checkpoint under {self.trainer.default_root_dir} yet: starting afresh")
+                return None
+            if path is None:
+                raise FileNotFoundError(f"there is no {wanted} checkpoint in {' or '.join(map(str, folders))}")
+        if not path.is_file():
+            raise FileNotFoundError(f"checkpoint {path} does not exist")
+        if path.suffix == ".safetensors":
+            load_weights(self.model, path)
+            return None
+        return str(path)
+
+
+def with_checkpoint_config(args: list[str]) -> list[str]:
+    """Arguments of validate, test or predict, with the config of their checkpoint put before all others."""
+    finder = ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--ckpt_path")
+    wanted = finder.parse_known_args(args)[0].ckpt_path
+    named = wanted in ("last", "best", "hpc", "null", "None") or (wanted or "").startswith("registry")
+    if not args or args[0] not in ("validate", "test", "predict") or not wanted or named:
+        return args
+    config = trained_config(Path(wanted))
+    return [args[0], "--config", yaml.safe_dump(config, sort_keys=False), *args[1:]]
+
+
+def run(args: list[str]) -> None:
+    """Parse the arguments, build the experiment and run it."""
+    # Lightning advertises services in its log
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+    # The one place that knows both packages, so that `--data SyntheticPairs` needs no module path. By name and only if
+    # installed: the library itself never depends on a data set.
+    if importlib.util.find_spec("data_modules") is not None:
+        importlib.import_module("data_modules")
+    RegistrationCLI(args)

@@ -1,0 +1,63 @@
+"""What every feature pyramid shares: its levels, and the size and memory format of its output."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class FeaturePyramid(nn.Module, ABC):
+    """Features of one image at several levels; fixed and moving images go through the same weights.
+
+    Images of any size are taken: every halving rounds up, a last odd voxel is a block of its own.
+
+    Args:
+        levels: down-sampling factors, powers of two from coarse to fine, such as (4, 2, 1).
+        channels: feature channels, the same at every level.
+
+    Raises:
+        ValueError: if levels are empty, not powers of two, or not from coarse to fine.
+    """
+
+    def __init__(self, levels: Sequence[int], channels: int) -> None:
+        super().__init__()
+        falling = all(a > b for a, b in pairwise(levels))
+        if not levels or not falling or any(n < 1 or n & (n - 1) for n in levels):
+            raise ValueError(f"levels must be powers of two from coarse to fine, such as (4, 2, 1), not {levels}.")
+        self.levels, self.channels = tuple(levels), channels
+
+    def forward(
+        self, image: Float[Tensor, "b c *s"], levels: Sequence[int] | None = None
+    ) -> list[Float[Tensor, "b k *_"]]:
+        """Features (b, channels, *ceil(s / level)) of the asked levels, coarse to fine, float32, channels-last.
+
+        Only what the asked levels (default: all) need is computed.
+
+        Raises:
+            ValueError: if a level is asked that this pyramid does not have.
+        """
+        asked = self.levels if levels is None else tuple(sorted(levels, reverse=True))
+        if not asked or not set(asked) <= set(self.levels):
+            raise ValueError(f"levels must be among {self.levels}, not {asked}.")
+        return [channels_last(x.float()) for x in self.extract(image, asked)]
+
+    @abstractmethod
+    def extract(self, image: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
+        """Features of the image at these levels, which are checked and go from coarse to fine."""
+
+
+def average_pool(image: Float[Tensor, "b c *s"], factor: int) -> Float[Tensor, "b c *t"]:
+    """Mean over blocks of factor^d voxels, or of what is left of a block at the far side."""
+    if factor == 1:
+        return image
+    pool = {4: F.avg_pool2d, 5: F.avg_pool3d}[image.ndim]
+    return pool(image, factor, ceil_mode=True, count_include_pad=False)
+
+
+def channels_last(x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
+    """The same tensor with channels fastest in memory, as the matching operator reads it."""
+    return x.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.ndim])

@@ -1,0 +1,65 @@
+"""Blocks of the feature networks, in 2-D and 3-D."""
+
+import torch
+from monai.networks.layers.factories import Conv, Pool
+from torch import Tensor, nn
+
+
+def conv(
+    spatial_dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True
+) -> nn.Module:
+    """Convolution that keeps the size (or divides it by the stride)."""
+    return Conv[Conv.CONV, spatial_dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
+
+
+def max_pool(spatial_dims: int) -> nn.Module:
+    """Maximum over blocks of 2^d voxels, or of what is left of a block at the far side."""
+    return Pool[Pool.MAX, spatial_dims](2, ceil_mode=True)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with 8 groups, or 1 if 8 does not divide the channels."""
+    return nn.GroupNorm(8 if channels % 8 == 0 else 1, channels)
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation without weights; a single voxel becomes 0, where torch's class refuses it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as x."""
+        return torch.group_norm(x, x.shape[1])
+
+
+def norm_conv(spatial_dims: int, inputs: int, outputs: int) -> nn.Sequential:
+    """GroupNorm, 3^d convolution without bias, LeakyReLU 0.01."""
+    return nn.Sequential(
+        group_norm(inputs), conv(spatial_dims, inputs, outputs, bias=False), nn.LeakyReLU(0.01, inplace=True)
+    )
+
+
+def double_conv(spatial_dims: int, inputs: int, middle: int, outputs: int) -> nn.Sequential:
+    """Two norm_conv."""
+    return nn.Sequential(norm_conv(spatial_dims, inputs, middle), norm_conv(spatial_dims, middle, outputs))
+
+
+def conv_norm(spatial_dims: int, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """3^d convolution, instance normalisation, PReLU."""
+    return nn.Sequential(conv(spatial_dims, inputs, outputs, stride=stride), InstanceNorm(), nn.PReLU())
+
+
+class LargeKernel(nn.Module):
+    """Kernels of 1, 3 and 5 voxels and the identity in parallel, summed, then PReLU (LKU-Net, Jia et al. 2022)."""
+
+    def __init__(self, spatial_dims: int, channels: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(conv(spatial_dims, channels, channels, kernel), InstanceNorm()) for kernel in (1, 3, 5)
+        )
+        self.activation = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as x."""
+        total = x
+        for branch in self.branches:
+            total = total + branch(x)
+        return self.activation(total)

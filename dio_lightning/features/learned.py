@@ -1,0 +1,81 @@
+"""What every feature network shares: heads, residual start, precision."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dio_lightning.features.base import FeaturePyramid, average_pool
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class FeatureNetwork(FeaturePyramid):
+    """A pyramid with weights; subclasses fill `heads` (key: str of the level, last part a convolution).
+
+    Args:
+        in_channels: channels of the image.
+        channels: feature channels at every level.
+        levels: down-sampling factors, coarse to fine.
+        residual: heads start at zero and are added to the image (averaged to the level, times a learned scale) in the
+            first channels, so that training starts from image-space registration.
+        intensity_scale: first value of that learned scale, positive.
+        precision: "bfloat16" runs the convolutions in autocast; "float32" leaves the caller's precision as it is.
+
+    Raises:
+        ValueError: for a bad precision or scale, or if residual and channels < in_channels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        levels: Sequence[int],
+        residual: bool,
+        intensity_scale: float,
+        precision: Precision,
+    ) -> None:
+        super().__init__(levels, channels)
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision must be "float32" or "bfloat16", not {precision!r}.')
+        if residual and channels < in_channels:
+            raise ValueError(f"A residual start needs channels >= in_channels, not {channels} < {in_channels}.")
+        if intensity_scale <= 0:
+            raise ValueError(f"intensity_scale must be positive, not {intensity_scale}.")
+        self.residual, self.precision = residual, precision
+        self.log_scale = nn.Parameter(torch.tensor(math.log(intensity_scale))) if residual else None
+        self.heads = nn.ModuleDict()
+
+    def extract(self, image: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
+        """Head outputs of the asked levels, plus the image if residual."""
+        bfloat16 = self.precision == "bfloat16"
+        with torch.autocast(image.device.type, torch.bfloat16) if bfloat16 else nullcontext():
+            features = self.network(image.contiguous(), levels)
+        return [self._add_image(features[level], image, level) for level in levels]
+
+    @abstractmethod
+    def network(self, image: Tensor, levels: tuple[int, ...]) -> dict[int, Tensor]:
+        """Head output of each asked level."""
+
+    def initialise(self) -> None:
+        """Kaiming-uniform convolutions and zero biases; the last convolution of each head at zero if residual."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                nn.init.kaiming_uniform_(module.weight, a=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for head in self.heads.values() if self.residual else ():
+            for parameter in list(head.modules())[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    def _add_image(self, feature: Tensor, image: Tensor, level: int) -> Tensor:
+        if self.log_scale is None:
+            return feature
+        at_level = average_pool(image, level) * self.log_scale.exp()
+        empty = self.channels - image.shape[1]
+        return feature.float() + F.pad(at_level, [0, 0] * (image.ndim - 2) + [0, empty])

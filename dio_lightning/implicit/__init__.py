@@ -1,0 +1,36 @@
+"""Fixed points z = f(z): solvers, the loop, and gradients of the solution. Imports torch alone."""
+
+from dio_lightning.implicit.adjoints import Adjoint, ImplicitAdjoint, PhantomAdjoint, UnrolledAdjoint
+from dio_lightning.implicit.broyden import Broyden
+from dio_lightning.implicit.descent import Adam, GradientDescent
+from dio_lightning.implicit.fixed_point import fixed_point
+from dio_lightning.implicit.gmres import gmres
+from dio_lightning.implicit.iterate import Advance, iterate
+from dio_lightning.implicit.solution import AdjointReport, Solution, Update
+from dio_lightning.implicit.solvers import Anderson, Picard, Solver
+from dio_lightning.implicit.stopping import Evaluation, Never, Residual, Stagnation, StopRule
+
+__all__ = [
+    "Adam",
+    "Adjoint",
+    "AdjointReport",
+    "Advance",
+    "Anderson",
+    "Broyden",
+    "Evaluation",
+    "GradientDescent",
+    "ImplicitAdjoint",
+    "Never",
+    "PhantomAdjoint",
+    "Picard",
+    "Residual",
+    "Solution",
+    "Solver",
+    "Stagnation",
+    "StopRule",
+    "UnrolledAdjoint",
+    "Update",
+    "fixed_point",
+    "gmres",
+    "iterate",
+]

@@ -1,0 +1,127 @@
+"""The one loop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dio_lightning.implicit.batch import finite, norm, spread
+from dio_lightning.implicit.solution import Solution, Update
+from dio_lightning.implicit.solvers import Solver, State, identity
+from dio_lightning.implicit.stopping import Evaluation, Residual, StopRule
+
+Advance = Callable[[Tensor, Tensor], Tensor]
+"""(z, increment) -> next z, all (b, ...)."""
+
+
+def iterate(
+    update: Update,
+    z0: Tensor,
+    solver: Solver,
+    *,
+    max_steps: int = 50,
+    stop: StopRule = Residual(1e-3),
+    advance: Advance = torch.add,
+    divergence: float = 1e6,
+) -> Solution:
+    """Step from z0 (b, ...) towards update(z) = z until `stop` fires or `max_steps` are taken, sample by sample.
+
+    A stopped sample keeps its value exactly while the others go on. A sample fails where the update or the
+    step gives NaN or infinity, or where ||f(z) - z|| exceeds `divergence` times its first value; it returns its
+    last finite state and does not touch the others. Records a graph through all steps if gradients are enabled.
+    Raises ValueError for a z0 without batch axis, max_steps < 0, divergence <= 1, or an update that changes shape.
+    """
+    _check(z0, max_steps, divergence)
+    z = z0 if torch.is_grad_enabled() else z0.detach()
+    state = solver.init(z)
+    tally = _Tally.start(z, divergence)
+    memory = stop.init(tally.residual)
+    for _ in range(max_steps):
+        r, seen = _evaluate(update, z)
+        fired, memory = stop(seen, memory)
+        count = tally.see(seen, fired)
+        if count == 0:
+            break
+        active = None if count == len(z) else tally.active
+        if active is not None:
+            r = torch.where(spread(active, r), r, 0)
+        z, state = _move(solver, advance, z, r, state, active, tally)
+        del r
+    frozen = solver.frozen(state)
+    step = None if frozen is identity and advance is torch.add else _next_step(update, frozen, advance)
+    return Solution(z, tally.residual, tally.steps, tally.converged, tally.failed, step)
+
+
+@dataclass
+class _Tally:
+    """What is known of each sample, every tensor (b,)."""
+
+    active: Tensor
+    converged: Tensor
+    failed: Tensor
+    steps: Tensor
+    residual: Tensor
+    divergence: float
+    limit: Tensor | None = None
+
+    @classmethod
+    def start(cls, z: Tensor, divergence: float) -> "_Tally":
+        off = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        residual = torch.full_like(off, torch.inf, dtype=torch.promote_types(z.dtype, torch.float32))
+        return cls(~off, off, off, torch.zeros_like(off, dtype=torch.int64), residual, divergence)
+
+    def see(self, seen: Evaluation, fired: Tensor) -> int:
+        """Judge one evaluation; the number of samples still active."""
+        if self.limit is None:
+            self.limit = torch.where(seen.residual > 0, self.divergence * seen.residual, torch.inf)
+        # written so that NaN counts as broken
+        broken = ~((seen.residual <= self.limit) & seen.residual.isfinite())
+        relative = (seen.residual / (seen.norm + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        self.residual = torch.where(self.active, relative, self.residual)
+        self.failed = self.failed | (self.active & broken)
+        self.converged = self.converged | (self.active & fired & ~broken)
+        self.active = self.active & ~broken & ~fired
+        return int(self.active.sum())
+
+
+def _evaluate(update: Update, z: Tensor) -> tuple[Tensor, Evaluation]:
+    """The residual f(z) - z (b, ...) and its numbers per sample."""
+    fz = update(z)
+    if fz.shape != z.shape:
+        raise ValueError(f"The update returned shape {tuple(fz.shape)}, expected that of z, {tuple(z.shape)}.")
+    energy = getattr(update, "energy", None)
+    if isinstance(energy, Tensor):
+        if energy.shape != z.shape[:1]:
+            raise ValueError(f"The update's energy has shape {tuple(energy.shape)}, expected ({len(z)},).")
+        energy = energy.detach()
+    r = fz - z
+    return r, Evaluation(norm(r.detach()), norm(fz.detach()), energy)
+
+
+def _move(
+    solver: Solver, advance: Advance, z: Tensor, r: Tensor, state: State, active: Tensor | None, tally: _Tally
+) -> tuple[Tensor, State]:
+    """Apply one step to the active samples; those that it would make infinite fail where they are."""
+    delta, state = solver.step(z, r, state, active)
+    moved = advance(z, delta)
+    good = tally.active & finite(moved)
+    tally.failed = tally.failed | (tally.active & ~good)
+    tally.active = good
+    tally.steps = tally.steps + good
+    if active is not None or not bool(good.all()):
+        moved = torch.where(spread(good, moved), moved, z)
+    return moved, state
+
+
+def _next_step(update: Update, frozen: Callable[[Tensor], Tensor], advance: Advance) -> Update:
+    return lambda z: advance(z, frozen(update(z) - z))
+
+
+def _check(z0: Tensor, max_steps: int, divergence: float) -> None:
+    if z0.dim() < 2 or not z0.is_floating_point():
+        raise ValueError(f"z0 must be a float tensor (b, ...), got {z0.dtype} of shape {tuple(z0.shape)}.")
+    if max_steps < 0:
+        raise ValueError(f"max_steps must be at least 0, got {max_steps}.")
+    if not divergence > 1:
+        raise ValueError(f"divergence must be above 1, got {divergence}.")

@@ -1,0 +1,93 @@
+"""The optimizer layer: update, solver and adjoint meet at one level; a pyramid of them is a registration."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dio_lightning.fields import gaussian_smooth
+from dio_lightning.implicit import Adam, Adjoint, PhantomAdjoint, Solution, Solver, Stagnation, StopRule, fixed_point
+from dio_lightning.transformations import FreeForm, Transformation
+from dio_lightning.updates import Descent
+
+
+class OptimizerLayer:
+    """Aligns two feature pyramids, coarse to fine, and differentiates through the solution (Jena et al., DIO, 2024).
+
+    Each level starts from the finer grid's copy of the level above, detached: gradients reach the features of a level
+    through its own solution only. Solver state is not carried over: a level's gradients have another scale. It holds no
+    weights, so all of it may be changed at test time.
+
+    Args:
+        iterations: solver steps per level, coarse to fine; as many as the feature pyramid has levels.
+        update: the update map f and its smoothing, `Descent` or `GaussNewton`.
+        solver: how f's fixed point is found, e.g. `Adam`, `GradientDescent`, `Picard`.
+        transformation: what a step does to the displacement, e.g. `FreeForm`, `Diffeomorphism`.
+        adjoint: how gradients pass the solution; `PhantomAdjoint(1)` is the paper's Jacobian-free backward.
+        stop: when a sample leaves a level early, per sample.
+        field_sigma: Gaussian smoothing of the field after every step, in voxels of the level (σ_warp).
+        clamp_quantile: gradients arriving at the finest field are clamped to ± this quantile of their size; 1 = never.
+
+    Raises:
+        ValueError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        iterations: Sequence[int] = (100, 60, 30),
+        update: Descent = Descent(),
+        solver: Solver = Adam(),
+        transformation: Transformation = FreeForm(),
+        adjoint: Adjoint = PhantomAdjoint(),
+        stop: StopRule = Stagnation(),
+        field_sigma: float = 0.5,
+        clamp_quantile: float = 0.98,
+    ) -> None:
+        if not iterations or min(iterations) < 0:
+            raise ValueError(f"iterations are {list(iterations)}, expected one number of at least 0 per level")
+        if field_sigma < 0 or not 0 < clamp_quantile <= 1:
+            raise ValueError(
+                f"field_sigma is {field_sigma} and clamp_quantile {clamp_quantile}, expected at least 0 and in (0, 1]"
+            )
+        self.iterations, self.update, self.solver = tuple(iterations), update, solver
+        self.transformation, self.adjoint, self.stop = transformation, adjoint, stop
+        self.field_sigma, self.clamp_quantile = field_sigma, clamp_quantile
+
+    def __call__(
+        self, fixed: Sequence[Float[Tensor, "b c ..."]], moving: Sequence[Float[Tensor, "b c ..."]]
+    ) -> list[Solution]:
+        """Feature pyramids, coarse to fine, to one `Solution` a level, whose value is the displacement there."""
+        solutions: list[Solution] = []
+        z = fixed[0].new_zeros(len(fixed[0]), fixed[0].ndim - 2, *fixed[0].shape[2:])
+        for f, m, steps in zip(fixed, moving, self.iterations[: len(fixed)], strict=True):
+            z = self.transformation.resize(z.detach(), f.shape[2:])
+            solution = self.solve(f, m, z, steps)
+            z = solution.value
+            solutions.append(replace(solution, value=self.transformation.displacement(z)))
+        finest = solutions[-1].value
+        if finest.requires_grad and self.clamp_quantile < 1:
+            finest.register_hook(lambda gradient: clamp_to_quantile(gradient, self.clamp_quantile))
+        return solutions
+
+    def solve(
+        self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], z0: Float[Tensor, "b d *s"], steps: int
+    ) -> Solution:
+        """The solution at one level, from parameters z0; its value holds parameters of the transformation."""
+
+        def advance(z: Tensor, step: Tensor) -> Tensor:
+            return gaussian_smooth(self.transformation.retract(z, step), self.field_sigma)
+
+        update = self.update.on(fixed, moving, self.transformation)
+        return fixed_point(
+            update, z0, self.solver, self.adjoint, max_steps=steps, stop=self.stop, advance=advance
+        )
+
+
+def clamp_to_quantile(gradient: Tensor, quantile: float) -> Tensor:
+    """Clamps each sample's gradient to ± the quantile of its absolute values (methods of DIO's official training)."""
+    flat = gradient.abs().flatten(1)
+    rank = max(1, round(quantile * flat.shape[1]))
+    bound = flat.kthvalue(rank, dim=1).values.view(-1, *[1] * (gradient.ndim - 1))
+    return torch.minimum(torch.maximum(gradient, -bound), bound)

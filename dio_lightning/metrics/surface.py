@@ -1,0 +1,94 @@
+"""Distances between the surfaces of labels: Hausdorff distance and its 95th percentile.
+
+The definition is that of DeepMind's surface-distance (Nikolov et al., J. Med. Internet Res. 2021), used by Learn2Reg:
+surface elements sit in the cells between 2^d voxels, distances are between cells, and the percentile is one of area.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from scipy.ndimage import find_objects
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from dio_lightning.metrics.surface_area import element_areas
+
+Box = tuple[slice, ...]
+
+
+class Surface(NamedTuple):
+    """Surface elements of a structure: points (m, d) in mm and areas (m,) in mm² (lengths in mm for d = 2)."""
+
+    points: np.ndarray
+    areas: np.ndarray
+
+
+def hausdorff_per_label(
+    fixed_label: Integer[Tensor, "b 1 *s"],
+    warped_label: Integer[Tensor, "b 1 *s"],
+    spacing: Float[Tensor, "b d"],
+    labels: Sequence[int],
+) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+    """HD95 and HD (largest distance) in mm of each of the k labels, the larger of both directions; float64 on the CPU.
+
+    NaN where the fixed or the warped image lacks the label: a structure without a surface has no distance. Whoever
+    averages must report how many were missed. Unit spacing gives distances in voxels, the Learn2Reg number.
+
+    Raises:
+        ValueError: a label is not positive, or the spacing is not (d = 2 or 3).
+    """
+    if any(label < 1 for label in labels):
+        raise ValueError(f"surface distances need labels of 1 or more, not {sorted(labels)[0]}")
+    result = torch.full((2, len(fixed_label), len(labels)), torch.nan, dtype=torch.float64)
+    for sample in range(len(fixed_label)):
+        millimetres = tuple(float(value) for value in spacing[sample])
+        maps = [_numpy(label[sample, 0]) for label in (fixed_label, warped_label)]
+        boxes = [find_objects(label, max(labels, default=1)) for label in maps]
+        for column, label in enumerate(labels):
+            boxed = [box[label - 1] for box in boxes]
+            if boxed[0] is None or boxed[1] is None:
+                continue
+            surfaces = [surface(m, label, box, millimetres) for m, box in zip(maps, boxed, strict=True)]
+            result[:, sample, column] = torch.from_numpy(hausdorff(surfaces[0], surfaces[1], (0.95, 1.0)))
+    return result[0], result[1]
+
+
+def surface(label_map: np.ndarray, label: int, box: Box, spacing: tuple[float, ...]) -> Surface:
+    """Surface of one label of a map (*s), which lies inside the box; beyond the image is background."""
+    mask = np.pad(label_map[box] == label, 1)
+    codes = np.zeros([size - 1 for size in mask.shape], dtype=np.int32)
+    for bit, corner in enumerate(np.ndindex(*[2] * mask.ndim)):
+        shifted = mask[tuple(slice(c, c + size) for c, size in zip(corner, codes.shape, strict=True))]
+        codes |= shifted.astype(np.int32) << bit
+    table = element_areas(spacing)
+    where = np.nonzero((codes > 0) & (codes < len(table) - 1))
+    start = np.array([axis.start for axis in box])
+    # a cell's centre lies half a voxel before its last corner; the offset is common to all surfaces, so it is left out
+    return Surface((np.stack(where, axis=1) + start) * np.array(spacing), table[codes[where]])
+
+
+def hausdorff(first: Surface, second: Surface, fractions: Sequence[float]) -> np.ndarray:
+    """For each fraction of area, the distance in mm within which it lies of the other surface; 1 is HD.
+
+    The larger of the two directions; the distance is the first, sorted, at which the accumulated area reaches the
+    fraction (no interpolation).
+    """
+    there = _quantiles(KDTree(second.points).query(first.points)[0], first.areas, fractions)
+    back = _quantiles(KDTree(first.points).query(second.points)[0], second.areas, fractions)
+    return np.maximum(there, back)
+
+
+def _quantiles(distances: np.ndarray, areas: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
+    order = np.argsort(distances)
+    accumulated = np.cumsum(areas[order]) / areas.sum()
+    first = np.searchsorted(accumulated, fractions)
+    # rounding may end the sum beside 1, but the largest distance is the last in any case
+    first = np.where(np.asarray(fractions) >= 1, len(order) - 1, first)
+    return distances[order][first.clip(max=len(order) - 1)]
+
+
+def _numpy(label: Tensor) -> np.ndarray:
+    return label.detach().cpu().clamp(min=0).to(torch.int32).numpy()

@@ -1,0 +1,119 @@
+"""What every method shares: a pair in, a displacement out, one step for training and evaluation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from dio_lightning.fields import resize
+from dio_lightning.implicit import Solution
+from dio_lightning.losses import Objective, at_size
+from dio_lightning.pair import Pair
+
+
+class RegistrationModule(LightningModule):
+    """Pair in, displacement out; a subclass's `forward` says how it is found.
+
+    Args:
+        objective: the training loss; evaluation logs it too where the pair has what it needs.
+        optimizer: trains the weights.
+        scheduler: its learning rate, stepped once an epoch.
+        resolution: the method works on images and labels whose grid is this factor coarser; its displacement is
+            brought to the full grid, where every score is taken.
+
+    Raises:
+        ValueError: if the resolution is below 1.
+    """
+
+    def __init__(
+        self,
+        objective: Objective | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        scheduler: LRSchedulerCallable | None = None,
+        resolution: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if resolution < 1:
+            raise ValueError(f"resolution is {resolution}, expected a factor of at least 1")
+        self.objective, self.optimizer, self.scheduler = objective, optimizer, scheduler
+        self.resolution = resolution
+
+    def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
+        """Solutions coarse to fine, each with a displacement in voxels of its own grid; the last is the answer."""
+        raise NotImplementedError
+
+    def register(self, pair: Pair) -> Float[Tensor, "b d *s"]:
+        """The displacement on the pair's grid."""
+        return self._solve(pair)[2]
+
+    def training_step(self, pair: Pair, index: int) -> Tensor:
+        """The loss of one batch."""
+        if self.objective is None:
+            raise ValueError(f"{type(self).__name__} has no objective to train with: set model.objective")
+        work, solutions, _ = self._solve(pair)
+        terms = self._terms(work, solutions)
+        self._report(terms, solutions, "train", len(pair["fixed"]))
+        return terms["loss"]
+
+    def validation_step(self, pair: Pair, index: int) -> dict[str, Tensor]:
+        """The displacement of one batch, and its loss."""
+        return self._evaluate(pair, "val")
+
+    def test_step(self, pair: Pair, index: int) -> dict[str, Tensor]:
+        """The displacement of one batch."""
+        return self._evaluate(pair, "test")
+
+    def predict_step(self, pair: Pair, index: int) -> Float[Tensor, "b d *s"]:
+        """The displacement of one batch, on its own grid."""
+        return self.register(pair).detach()
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401
+        """The optimizer, and the scheduler where there is one."""
+        if not any(p.requires_grad for p in self.parameters()):
+            raise ValueError(f"{type(self).__name__} has no weights to train: run test or predict instead of fit")
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+    def _solve(self, pair: Pair) -> tuple[Pair, list[Solution], Tensor]:
+        """The pair on the working grid, the solutions there, and the displacement on the pair's own grid."""
+        size = pair["fixed"].shape[2:]
+        work = at_size(pair, [max(2, round(extent / self.resolution)) for extent in size])
+        solutions = self(work["fixed"], work["moving"])
+        return work, solutions, resize(solutions[-1].value, size)
+
+    def _evaluate(self, pair: Pair, stage: str) -> dict[str, Tensor]:
+        work, solutions, displacement = self._solve(pair)
+        terms = {}
+        if stage == "val" and self.objective is not None:
+            terms = self._terms(work, solutions)
+        self._report(terms, solutions, stage, len(pair["fixed"]))
+        return {
+            "displacement": displacement.detach(),
+            "steps": torch.stack([s.steps for s in solutions]).sum(0),
+            "residual": solutions[-1].residual,
+            "converged": solutions[-1].converged,
+        }
+
+    def _terms(self, pair: Pair, solutions: Sequence[Solution]) -> dict[str, Tensor]:
+        """The objective's terms, averaged over the levels that were solved."""
+        assert self.objective is not None
+        levels = [self.objective(at_size(pair, s.value.shape[2:]), s.value) for s in solutions]
+        return {name: torch.stack([terms[name] for terms in levels]).mean() for name in levels[0]}
+
+    def _report(self, terms: dict[str, Tensor], solutions: Sequence[Solution], stage: str, size: int) -> None:
+        last = solutions[-1]
+        report = {
+            **{name: value.detach() for name, value in terms.items()},
+            "residual": last.residual.mean(),
+            "steps": torch.stack([s.steps.float().mean() for s in solutions]).sum(),
+            "failed": last.failed.float().mean(),
+        }
+        self.log_dict({f"{stage}/{k}": v for k, v in report.items()}, batch_size=size, sync_dist=stage != "train")
+        if terms:
+            self.log(f"{stage}_loss", terms["loss"].detach(), prog_bar=True, logger=False, batch_size=size)

@@ -1,0 +1,72 @@
+"""Deep implicit optimisation: learned features, then the displacement that best aligns them."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from dio_lightning.features import FeaturePyramid
+from dio_lightning.implicit import Solution
+from dio_lightning.layers import OptimizerLayer
+from dio_lightning.losses import Objective
+from dio_lightning.modules.base import RegistrationModule
+
+
+class DIO(RegistrationModule):
+    """A feature pyramid per image, shared weights, and an optimizer layer that aligns them (Jena et al., 2024).
+
+    With `Intensity` or `MIND` features it is image-space optimisation; with zero iterations, no registration.
+
+    Args:
+        features: the pyramid.
+        layer: update, solver, transformation and adjoint, the same in training, validation and test.
+        objective: the training loss, taken at every open level.
+        optimizer: trains the weights.
+        scheduler: its learning rate.
+        resolution: see `RegistrationModule`.
+        opens: optimizer step of the training at which each level opens, coarse to fine; levels not yet open are neither
+            computed nor scored. All are open from the start by default.
+
+    Raises:
+        ValueError: if iterations, levels and opens differ in number, or opens does not start at 0 and rise.
+    """
+
+    open_levels: Tensor
+
+    def __init__(
+        self,
+        features: FeaturePyramid,
+        layer: OptimizerLayer,
+        objective: Objective | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        scheduler: LRSchedulerCallable | None = None,
+        resolution: float = 1.0,
+        opens: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(objective, optimizer, scheduler, resolution)
+        levels = features.levels
+        if len(layer.iterations) != len(levels):
+            raise ValueError(
+                f"layer.iterations {list(layer.iterations)} has {len(layer.iterations)} entries, expected "
+                f"{len(levels)}, one for each of features.levels {list(levels)}"
+            )
+        opens = [0] * len(levels) if opens is None else list(opens)
+        if len(opens) != len(levels) or opens[0] != 0 or sorted(opens) != opens:
+            raise ValueError(
+                f"opens is {opens}, expected {len(levels)} rising steps that start at 0, one for each of "
+                f"features.levels {list(levels)}"
+            )
+        self.features, self.layer, self.opens = features, layer, opens
+        # kept in the checkpoint: what training never opened, a test must not use
+        self.register_buffer("open_levels", torch.tensor(opens.count(0)))
+
+    def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
+        """One solution per open level, coarse to fine."""
+        levels = self.features.levels[: int(self.open_levels)]
+        return self.layer(self.features(fixed, levels), self.features(moving, levels))
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        """Opens the levels whose step has come."""
+        self.open_levels.fill_(sum(step <= self.global_step for step in self.opens))

@@ -1,0 +1,6 @@
+"""The few operators that the inner loop lives in: one function each, a plain reference, fast kernels behind it."""
+
+from dio_lightning.ops.match import Blocks, match, match_blocks
+from dio_lightning.ops.sampling import interpolate
+
+__all__ = ["Blocks", "interpolate", "match", "match_blocks"]

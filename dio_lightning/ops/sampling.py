@@ -1,0 +1,139 @@
+"""Linear interpolation with first and second derivatives that are right on every device and every torch.
+
+PyTorch differentiates `grid_sample` twice only from 2.12 on, and there with sixty times the memory of the image. Here
+the first two orders are the native kernels and the third is written out: for weights w_k of the 2^d corners k of a cell,
+out = Σ_k w_k I_k, and every derivative is a sum over the same corners.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_PADDING = {"zeros": 0, "border": 1}
+
+
+def interpolate(image: Tensor, points: Tensor, padding: str = "border") -> Tensor:
+    """Image (b, c, *s) at points (b, d, *t), in voxels of the image, linearly: (b, c, *t); twice differentiable."""
+    return _Interpolate.apply(image, points, padding)
+
+
+def native(image: Tensor, points: Tensor, mode: str, padding: str) -> Tensor:
+    """The same without the second derivative: `grid_sample` in our coordinates."""
+    return F.grid_sample(image, _normalise(points, image), mode=mode, padding_mode=padding, align_corners=True)
+
+
+def interpolate_backward(
+    gradient: Tensor, image: Tensor, points: Tensor, padding: str, needs: tuple[bool, bool] = (True, True)
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `interpolate` with respect to image and points, for a gradient (b, c, *t) at its output."""
+    d = points.shape[1]
+    kernel = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[d]
+    of_image, of_grid = kernel(gradient, image, _normalise(points, image), 0, _PADDING[padding], True, list(needs))
+    if needs[1]:
+        of_grid = of_grid.flip(-1).movedim(-1, 1) * _per_axis(image, points)
+    return of_image, of_grid
+
+
+def interpolate_double_backward(
+    gradient: Tensor, image: Tensor, points: Tensor, of_image: Tensor | None, of_points: Tensor, padding: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ⟨of_image, ∂image⟩ + ⟨of_points, ∂points⟩ with respect to (gradient, image, points).
+
+    ∂image and ∂points are what `interpolate_backward` returns for `gradient`; shapes as there.
+    """
+    b, c = image.shape[:2]
+    d = points.shape[1]
+    g, h = gradient.reshape(b, c, -1), of_points.reshape(b, d, -1)
+    of_gradient, new_image = torch.zeros_like(g), image.new_zeros(b, c, prod(image.shape[2:]))
+    new_points = torch.zeros_like(h)
+    for index, slope, weight in _corners(points.reshape(b, d, -1), image.shape[2:], padding):
+        where = index[:, None].expand(-1, c, -1)
+        value = image.flatten(2).gather(2, where)
+        along = [slope[i] * _others(weight, i) for i in range(d)]
+        towards = sum(h[:, i] * along[i] for i in range(d))[:, None]
+        of_gradient += towards * value
+        new_image.scatter_add_(2, where, towards * g)
+        mass = (g * value).sum(1)
+        for i in range(d):
+            mixed = sum(h[:, j] * slope[i] * slope[j] * _others(weight, i, j) for j in range(d) if j != i)
+            new_points[:, i] += mixed * mass
+        if of_image is not None:
+            value = of_image.flatten(2).gather(2, where)
+            of_gradient += prod(weight)[:, None] * value
+            mass = (g * value).sum(1)
+            for i in range(d):
+                new_points[:, i] += along[i] * mass
+    return of_gradient.view_as(gradient), new_image.view(image.shape), new_points.view_as(points)
+
+
+class _Interpolate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, points: Tensor, padding: str) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(image, points)
+        ctx.padding = padding
+        return native(image, points, "bilinear", padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: ANN401
+        image, points = ctx.saved_tensors
+        of_image, of_points = _InterpolateBackward.apply(gradients[0], image, points, ctx.padding)
+        return of_image, of_points, None
+
+
+class _InterpolateBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, image: Tensor, points: Tensor, padding: str) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        ctx.save_for_backward(gradient, image, points)
+        ctx.padding = padding
+        return interpolate_backward(gradient.contiguous(), image, points, padding)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
+        return *interpolate_double_backward(*ctx.saved_tensors, gradients[0], gradients[1], ctx.padding), None
+
+
+def _per_axis(image: Tensor, points: Tensor) -> Tensor:
+    """2 / (S_i - 1), which turns voxels along axis i into the [-1, 1] of `grid_sample`."""
+    scale = points.new_tensor([2 / max(size - 1, 1) for size in image.shape[2:]])
+    return scale.view(1, -1, *[1] * (points.ndim - 2))
+
+
+def _normalise(points: Tensor, image: Tensor) -> Tensor:
+    return (points * _per_axis(image, points) - 1).movedim(1, -1).flip(-1)
+
+
+def _corners(
+    points: Tensor, size: torch.Size, padding: str
+) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+    """For each corner of each point's cell: flat index (b, n), slope and weight of each axis (b, n)."""
+    axes = []
+    for i, extent in enumerate(size):
+        p = points[:, i]
+        moves = torch.ones_like(p)
+        if padding == "border":
+            moves = ((p > 0) & (p < extent - 1)).to(p.dtype)
+            p = p.clamp(0, extent - 1)
+        low = p.floor()
+        fraction = p - low
+        sides = []
+        for position, weight, sign in ((low, 1 - fraction, -1.0), (low + 1, fraction, 1.0)):
+            inside = ((position >= 0) & (position <= extent - 1)).to(p.dtype)
+            sides.append((position.clamp(0, extent - 1).long(), sign * moves * inside, weight * inside))
+        axes.append(sides)
+    for corner in product(*axes):
+        index = torch.zeros_like(corner[0][0])
+        for extent, (position, _, _) in zip(size, corner, strict=True):
+            index = index * extent + position
+        yield index, [slope for _, slope, _ in corner], [weight for _, _, weight in corner]
+
+
+def _others(weight: list[Tensor], *axes: int) -> Tensor:
+    """The product of the weights of all axes but these."""
+    rest = [w for i, w in enumerate(weight) if i not in axes]
+    return prod(rest[1:], start=rest[0]) if rest else torch.ones_like(weight[0])

@@ -1,0 +1,30 @@
+"""The batch contract: what a module, a callback and a data module know of each other."""
+
+from typing import NotRequired, Required, TypedDict
+
+from torch import Tensor
+
+
+class Pair(TypedDict, total=False):
+    """One batch of image pairs; b pairs, d spatial dimensions, grid *s, n landmarks.
+
+    Images are (b, 1, *s) float32, labels (b, 1, *s) int16 with 0 as background, masks (b, 1, *s) uint8, landmarks
+    (b, d, n) in voxels; row n of the fixed landmarks corresponds to row n of the moving ones.
+    """
+
+    fixed: Required[Tensor]
+    moving: Required[Tensor]
+    fixed_label: NotRequired[Tensor]
+    moving_label: NotRequired[Tensor]
+    fixed_mask: NotRequired[Tensor]
+    moving_mask: NotRequired[Tensor]
+    fixed_points: NotRequired[Tensor]
+    moving_points: NotRequired[Tensor]
+    spacing: NotRequired[Tensor]
+    """(b, d) millimetres per voxel of the fixed grid."""
+    affine: NotRequired[Tensor]
+    """(b, 4, 4) float64, voxel to world (RAS millimetres) of the fixed grid."""
+    displacement: NotRequired[Tensor]
+    """(b, d, *s) the true displacement in voxels, where it is known (synthetic pairs)."""
+    fixed_id: NotRequired[list[str]]
+    moving_id: NotRequired[list[str]]

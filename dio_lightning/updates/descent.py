@@ -1,0 +1,107 @@
+"""DIO's update f: one smoothed descent step on the distance between warped moving and fixed features.
+
+The settings are a frozen value; `on` binds them to two feature maps and returns f, which names no solver.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dio_lightning.fields import gaussian_smooth
+from dio_lightning.ops import match
+from dio_lightning.transformations import Transformation
+
+
+@dataclass(frozen=True)
+class Descent:
+    """f(z) = z - S_σ ∂/∂z [ E(u(z)) / s + λ R(u(z)) ], E the feature distance of `ops.match`, R the diffusion energy.
+
+    The scale s is the variance of the fixed features, so that nothing depends on the scale of the features, which
+    training is free to change; `normalise=False` takes s = 1 and the mean over voxels, as the official code does.
+
+    Args:
+        sigma: smoothing S_σ of the gradient, in voxels of the level (σ_grad).
+        regularity: weight λ of Σ_x Σ_ij (∂_i u_j)², forward differences in voxels.
+        normalise: divide by the variance of the fixed features.
+    """
+
+    sigma: float = 1.0
+    regularity: float = 0.0
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.sigma < 0 or self.regularity < 0:
+            raise ValueError(f"sigma is {self.sigma} and regularity {self.regularity}, expected numbers of at least 0")
+
+    def on(
+        self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], transformation: Transformation
+    ) -> "BoundDescent":
+        """The update for these features."""
+        return BoundDescent(self, fixed, moving, transformation)
+
+
+class BoundDescent:
+    """An update f; after a call, `energy`, (b,), is the energy at its argument."""
+
+    def __init__(self, settings: Descent, fixed: Tensor, moving: Tensor, transformation: Transformation) -> None:
+        self.settings, self.transformation = settings, transformation
+        self.fixed, self.moving = fixed, moving
+        self.scale = _scale(fixed, settings.normalise)
+        self.energy: Tensor | None = None
+
+    def __call__(self, z: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
+        """One plain step; differentiable in z and in the features."""
+        return z + gaussian_smooth(self.direction(z), self.settings.sigma)
+
+    def direction(self, z: Tensor) -> Tensor:
+        """Minus the gradient of the energy with respect to the parameters, before smoothing."""
+        if type(self.transformation).displacement is Transformation.displacement:
+            return -self.slope(z)
+        with torch.enable_grad():
+            z = z if z.requires_grad else z.detach().requires_grad_()
+            u = self.transformation.displacement(z)
+        graph = torch.is_grad_enabled()
+        (pulled,) = torch.autograd.grad(u, z, self.slope(u if graph else u.detach()), create_graph=graph)
+        return -pulled
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Gradient of the energy with respect to the displacement."""
+        value, slope = match(self.fixed, self.moving, u)
+        return self._regularise(u, value, slope)
+
+    def _regularise(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        """Scales energy and slope, adds those of the regulariser, and keeps the energy for the stop rule."""
+        slope = slope / _per_sample(self.scale, u)
+        energy = value.detach() / self.scale
+        if self.settings.regularity > 0:
+            roughness, pull = diffusion_slope(u)
+            energy = energy + self.settings.regularity * roughness.detach()
+            slope = slope + self.settings.regularity * pull
+        self.energy = energy
+        return slope
+
+
+def diffusion_slope(u: Float[Tensor, "b d *s"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b d *s"]]:
+    """R(u) = Σ_x Σ_ij (∂_i u_j)², forward differences, and its gradient -2 Δu with Neumann borders."""
+    energy, slope = u.new_zeros(len(u)), torch.zeros_like(u)
+    for axis in range(2, u.ndim):
+        step = u.diff(dim=axis)
+        energy = energy + step.square().flatten(1).sum(1)
+        edge = torch.zeros_like(u.narrow(axis, 0, 1))
+        slope = slope - 2 * torch.cat((edge, step, edge), axis).diff(dim=axis)
+    return energy, slope
+
+
+def _scale(fixed: Tensor, normalise: bool) -> Tensor:
+    """What the energy is divided by, (b,)."""
+    flat = fixed.detach().flatten(2)
+    if not normalise:
+        return torch.full((len(fixed),), float(flat.shape[2]), dtype=flat.dtype, device=flat.device)
+    variance = flat.var(dim=2).mean(1)
+    return torch.where(variance > 0, variance, torch.ones_like(variance))
+
+
+def _per_sample(x: Tensor, like: Tensor) -> Tensor:
+    return x.view(-1, *[1] * (like.ndim - 1))

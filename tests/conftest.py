@@ -1,0 +1,30 @@
+"""Shared by all tests: one thread a process, the real-data folder, and the skip of `real` tests without it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("DIO_DATA"):
+        return
+    skip = pytest.mark.skip(reason="needs real anatomy: set DIO_DATA to the folder that holds brains_2mm")
+    for item in items:
+        if "real" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of real anatomy; a test that uses it is marked `real`."""
+    return Path(os.environ["DIO_DATA"])
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test starts from the same random state, alone or in the suite."""
+    torch.manual_seed(0)

@@ -1,0 +1,272 @@
+"""The command line as a user types it: who wins, what is left on disk, and what a mistake looks like."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from dio_lightning.cli import main
+from dio_lightning.experiment import RegistrationCLI
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "tests/conf/tiny.yaml")
+ITERATIONS = "--model.init_args.layer.init_args.iterations"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's folder: tiny.yaml trained for two epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    main(["fit", "--config", TINY, "--trainer.default_root_dir", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: main([*map(str, arguments)])
+
+
+def refused(run, capsys, *arguments):
+    """The one line on stderr of a command that must exit with code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Seed set" not in line]
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("dio-lightning: error: ")
+    return lines[0]
+
+
+def rows(folder):
+    """metrics.csv without what depends on the machine."""
+    with open(folder / "metrics.csv", encoding="utf-8") as file:
+        table = [{k: v for k, v in row.items() if k not in ("seconds", "peak_mb")} for row in csv.DictReader(file)]
+    return sorted(table, key=lambda row: row["fixed_id"])
+
+
+def parsed(monkeypatch, arguments):
+    """The resolved config of a command that is not run."""
+
+    class Parsed(Exception):
+        pass
+
+    def stop(cli):
+        raise Parsed(cli.config[cli.subcommand])
+
+    monkeypatch.setattr(RegistrationCLI, "before_instantiate_classes", stop)
+    with pytest.raises(Parsed) as found:
+        main(arguments)
+    return found.value.args[0]
+
+
+def test_a_run_leaves_its_config_and_two_checkpoints_that_load_as_plain_data(trained):
+    checkpoint = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
+    assert yaml.safe_load(checkpoint["dio_lightning_config"]) == yaml.safe_load((trained / "config.yaml").read_text())
+    assert (trained / "checkpoints/best.ckpt").is_file()
+    assert list(trained.glob("logs/version_0/metrics.csv")) and list(trained.glob("logs/version_0/events*"))
+
+
+def test_checkpoint_then_config_then_command_line(trained, command, tmp_path):
+    override = {"model": {"init_args": {"layer": {"init_args": {"iterations": [4, 4], "field_sigma": 0.25}}}}}
+    (tmp_path / "override.yaml").write_text(yaml.safe_dump(override))
+    command("test", "--ckpt_path", trained / "checkpoints/last.ckpt", "--config", "override.yaml", ITERATIONS, "[2, 1]")
+    config = yaml.safe_load((tmp_path / "runs/latest/config.yaml").read_text())["model"]["init_args"]
+    layer = config["layer"]["init_args"]
+    assert layer["iterations"] == [2, 1], "the command line wins over the config"
+    assert layer["field_sigma"] == 0.25, "the config wins over the checkpoint"
+    assert config["features"]["init_args"]["channels"] == 4, "what nobody names is as it was trained"
+    assert {float(row["steps"]) for row in rows(tmp_path / "runs/latest")} == {3.0}
+
+
+def test_another_class_on_the_command_line_takes_its_own_defaults(trained, command, tmp_path):
+    solver = "--model.init_args.layer.init_args.solver"
+    command("test", "--ckpt_path", trained / "checkpoints/last.ckpt", f"{solver}=dio_lightning.implicit.Picard")
+    layer = yaml.safe_load((tmp_path / "runs/latest/config.yaml").read_text())["model"]["init_args"]["layer"]
+    assert layer["init_args"]["solver"]["class_path"].endswith("Picard")
+    assert "rate" not in layer["init_args"]["solver"].get("init_args", {})
+    assert layer["init_args"]["iterations"] == [5, 3]
+
+
+def test_exported_weights_score_as_their_checkpoint(trained, command, capsys, tmp_path):
+    checkpoint = trained / "checkpoints/last.ckpt"
+    command("export", "--ckpt_path", checkpoint, "weights/tiny.safetensors")
+    assert sorted(file.name for file in (tmp_path / "weights").iterdir()) == ["tiny.safetensors", "tiny.yaml"]
+    with safe_open(tmp_path / "weights/tiny.safetensors", "pt") as file:
+        assert len(file.metadata()["config_sha256"]) == 64
+    assert str(trained) not in (tmp_path / "weights/tiny.yaml").read_text()
+    command("test", "--ckpt_path", "weights/tiny.safetensors", "--trainer.default_root_dir", "a")
+    command("test", "--ckpt_path", checkpoint, "--trainer.default_root_dir", "b")
+    assert rows(tmp_path / "a") == rows(tmp_path / "b") and len(rows(tmp_path / "a")) == 3
+    assert list((tmp_path / "a/panels").glob("*.png"))
+    assert "tiny.safetensors exists" in refused(
+        command, capsys, "export", "--ckpt_path", checkpoint, "weights/tiny.safetensors"
+    )
+    wider = ["--model.init_args.features.init_args.channels", "8"]
+    assert "do not fit" in refused(command, capsys, "test", "--ckpt_path", "weights/tiny.safetensors", *wider)
+
+
+def test_predict_writes_fields_once(trained, command, capsys, tmp_path):
+    checkpoint = trained / "checkpoints/best.ckpt"
+    command("predict", "--ckpt_path", checkpoint)
+    names = sorted(file.name[:5] for file in (tmp_path / "runs/latest/predictions").iterdir())
+    assert names == ["disp_"] * 3 + ["warpe"] * 3
+    assert "exists" in refused(command, capsys, "predict", "--ckpt_path", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.init_args.layer.init_args.iteration", "[1, 1]"], ["iteration", "OptimizerLayer"]),
+        (["--model.init_args.layer.init_args.iterations", "[1, 2, 3]"], ["iterations [1, 2, 3]", "expected 2"]),
+        (["--model.init_args.layer.init_args.solver", "Adm"], ["model.layer.solver", "'Adm'"]),
+        (["--model.init_args.layer.init_args.solver.init_args.rate", "x"], ["model.layer.solver.rate", "float", "x"]),
+        (["--trainer.max_epoch", "3"], ["max_epoch"]),
+        (["--trainer.max_epochs", "many"], ["trainer.max_epochs", "many"]),
+        (["--data.init_args.size", "[4, 4]"], ["(4, 4)", "at least 12"]),
+        (["--data=Nowhere"], ["data", "'Nowhere'"]),
+        (["--data=Learn2Reg", "--data.root=nowhere"], ["nowhere"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt"]),
+    ],
+    ids=lambda value: str(value[0]),
+)
+def test_a_mistake_is_one_sentence(command, capsys, arguments, words):
+    sentence = refused(command, capsys, "fit", "--config", TINY, *arguments)
+    assert all(word in sentence for word in words), sentence
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fot"],
+        ["fit"],
+        ["test", "--ckpt_path", "nowhere.ckpt"],
+        ["test", "--ckpt_path", TINY],
+        ["test", "--config", TINY, "--ckpt_path", "last"],
+        ["export", "--ckpt_path", "nowhere.ckpt", "out.safetensors"],
+        ["export"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_without_its_files_is_one_sentence(command, capsys, arguments):
+    refused(command, capsys, *arguments)
+
+
+def test_a_bug_keeps_its_traceback(command, monkeypatch):
+    def broken(self, pair, index):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr("dio_lightning.modules.RegistrationModule.training_step", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        command("fit", "--config", TINY)
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from dio_lightning.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "fit" in shown.stdout
+
+
+def test_print_config_shows_the_checkpoint_with_the_command_line_over_it(trained, command, capsys):
+    checkpoint = trained / "checkpoints/last.ckpt"
+    with pytest.raises(SystemExit) as stopped:
+        command("test", "--ckpt_path", checkpoint, ITERATIONS, "[7, 7]", "--print_config")
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert not stopped.value.code
+    assert config["model"]["init_args"]["layer"]["init_args"]["iterations"] == [7, 7]
+    assert config["trainer"]["inference_mode"] is False
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments/trainer").glob("*.yaml")), ids=lambda f: f.stem)
+def test_machine_files_change_the_trainer_only(file, monkeypatch):
+    assert list(yaml.safe_load(file.read_text())) == ["trainer"]
+    parsed(monkeypatch, ["fit", "--config", TINY, "--config", str(file)])
+
+
+def test_the_wandb_file_is_accepted_and_needs_no_account(monkeypatch):
+    config = parsed(monkeypatch, ["fit", "--config", TINY, "--config", str(ROOT / "experiments/loggers/wandb.yaml")])
+    assert config.trainer.logger.init_args.offline is True
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments/sweeps").glob("*.yaml")), ids=lambda f: f.stem)
+def test_a_sweep_writes_a_command_line_that_is_understood(file, monkeypatch):
+    sweep = yaml.safe_load(file.read_text())
+    assert sweep["command"][-1] == "${args}" and sweep["command"][:4] == [
+        "${env}",
+        "${interpreter}",
+        "-m",
+        "dio_lightning",
+    ]
+    chosen = {
+        key: spec.get("value", spec.get("values", [spec.get("min")])) for key, spec in sweep["parameters"].items()
+    }
+    chosen = {key: value[0] if isinstance(value, list) else value for key, value in chosen.items()}
+    monkeypatch.chdir(ROOT)
+    config = parsed(monkeypatch, [*sweep["command"][4:-1], *(f"--{key}={value}" for key, value in chosen.items())])
+    for key, value in chosen.items():
+        assert config[key] == value
+
+
+@pytest.mark.slow
+def test_a_killed_fit_continues(command, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["fit", "--config", TINY, "--ckpt_path", "last", "--trainer.default_root_dir", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dio_lightning", *arguments, "--trainer.max_epochs", "100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    last, deadline = run / "checkpoints/last.ckpt", time.monotonic() + 300
+    while not last.is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = torch.load(last, weights_only=True)
+    command(*arguments, "--trainer.max_epochs", before["epoch"] + 2)
+    after = torch.load(last, weights_only=True)
+    assert after["epoch"] == before["epoch"] + 1
+    # four training pairs an epoch
+    assert after["global_step"] == before["global_step"] + 4 == 4 * (before["epoch"] + 2)
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(command, tmp_path):
+    two = [
+        "--config",
+        TINY,
+        "--config",
+        str(ROOT / "experiments/trainer/ddp.yaml"),
+        "--trainer.default_root_dir",
+        "two",
+    ]
+    two += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--ckpt_path", "last"]
+    for stage, options in (("fit", ["--trainer.max_epochs", "1"]), ("test", [])):
+        arguments = [sys.executable, "-m", "dio_lightning", stage, *two, *options]
+        ended = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    shutil.copytree(tmp_path / "two/checkpoints", tmp_path / "one/checkpoints")
+    command(
+        "test",
+        "--ckpt_path",
+        "one/checkpoints/last.ckpt",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.default_root_dir",
+        "one",
+    )
+    assert rows(tmp_path / "two") == rows(tmp_path / "one") and len(rows(tmp_path / "one")) == 3
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
+    assert summaries[0]["dice"] == summaries[1]["dice"]

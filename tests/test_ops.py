@@ -1,0 +1,110 @@
+"""The fused operator against autograd through plain sampling, in value, gradient and adjoint."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dio_lightning.fields import warp
+from dio_lightning.ops import match, match_blocks, match_numba, match_reference
+
+SIZES = [(6, 5), (4, 5, 3)]
+BACKENDS = [match_reference, match_numba]
+
+
+@pytest.fixture(params=SIZES, ids=["2d", "3d"])
+def problem(request: pytest.FixtureRequest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fixed and moving features of two samples, and displacements that leave the grid here and there."""
+    size = request.param
+    generator = torch.Generator().manual_seed(0)
+    fixed, moving = torch.randn(2, 2, 3, *size, generator=generator, dtype=torch.float64)
+    u = 1.5 * torch.randn(2, len(size), *size, generator=generator, dtype=torch.float64)
+    return fixed, moving, u
+
+
+def energy(fixed: torch.Tensor, moving: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    return (warp(moving, u) - fixed).square().mean(1).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=["torch", "numba"])
+def test_value_and_gradient_are_those_of_the_energy(problem, backend) -> None:  # noqa: ANN001
+    fixed, moving, u = problem
+    u.requires_grad_()
+    expected = energy(fixed, moving, u)
+    (slope,) = torch.autograd.grad(expected.sum(), u)
+    value, gradient = backend.match(fixed, moving, u.detach())
+    assert_close(value, expected.detach())
+    assert_close(gradient, slope)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=["torch", "numba"])
+def test_adjoint_is_that_of_double_backward(problem, backend) -> None:  # noqa: ANN001
+    inputs = [x.requires_grad_() for x in problem]
+    value = energy(*inputs)
+    (slope,) = torch.autograd.grad(value.sum(), inputs[2], create_graph=True)
+    weights = torch.randn_like(value), torch.randn_like(slope)
+    total = (value * weights[0]).sum() + (slope * weights[1]).sum()
+    expected = torch.autograd.grad(total, inputs)
+    found = backend.match_adjoint(*(x.detach() for x in inputs), *weights)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs)
+
+
+def test_the_operator_passes_gradcheck(problem) -> None:  # noqa: ANN001
+    inputs = [x[:1].clone().requires_grad_() for x in problem]
+    assert torch.autograd.gradcheck(match, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=["torch", "numba"])
+def test_blocks_are_the_gauss_newton_matrix(problem, backend) -> None:  # noqa: ANN001
+    fixed, moving, u = problem
+    d = u.shape[1]
+    slopes = []
+    for channel in range(3):
+        v = u.clone().requires_grad_()
+        slopes.append(torch.autograd.grad(warp(moving[:, [channel]], v).sum(), v)[0])
+    stack = torch.stack(slopes)
+    expected = [2 / 3 * (stack[:, :, i] * stack[:, :, j]).sum(0) for i in range(d) for j in range(i, d)]
+    value, gradient, block, residual = backend.match_blocks(fixed, moving, u)
+    assert_close(block, torch.stack(expected, 1))
+    assert_close(residual[:, 0], 2 / 3 * (warp(moving, u) - fixed).square().sum(1))
+    assert_close((value, gradient), tuple(backend.match(fixed, moving, u)))
+
+
+def test_memory_format_and_threads_do_not_change_the_result(problem) -> None:  # noqa: ANN001
+    fixed, moving, u = problem
+    layout = torch.channels_last if u.ndim == 4 else torch.channels_last_3d
+    plain = match_numba.match_adjoint(fixed, moving, u, torch.ones(2, dtype=u.dtype), u)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3 - min(threads, 2))
+    try:
+        other = match_numba.match_adjoint(
+            fixed.contiguous(memory_format=layout),
+            moving.contiguous(memory_format=layout),
+            u,
+            torch.ones(2, dtype=u.dtype),
+            u,
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert_close(plain, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=["torch", "numba"])
+def test_nan_stays_in_its_sample(problem, backend) -> None:  # noqa: ANN001
+    fixed, moving, u = problem
+    u[0] = torch.nan
+    value, gradient = backend.match(fixed, moving, u)
+    assert bool(value[0].isnan()) and bool(value[1].isfinite())
+    assert bool(gradient[1].isfinite().all())
+
+
+def test_the_operator_is_traceable() -> None:
+    fixed, moving, u = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)
+    torch.library.opcheck(torch.ops.dio.match, (fixed, moving, u), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_wrong_shapes_get_one_sentence() -> None:
+    with pytest.raises(ValueError, match="expected equal shapes"):
+        match(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="does not lie on the features' grid"):
+        match_blocks(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 5))

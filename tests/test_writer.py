@@ -1,0 +1,108 @@
+"""Predicted fields in the layout that Learn2Reg's evaluation reads."""
+
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+
+from dio_lightning.callbacks import FieldWriter, replacing
+from dio_lightning.callbacks.writer import pair_name
+
+SIZE = (7, 9, 8)
+
+
+MODULE = SimpleNamespace(predict_step=lambda pair, index: None)
+
+
+def trainer_in(folder):
+    return SimpleNamespace(default_root_dir=folder, strategy=SimpleNamespace(barrier=lambda: None), world_size=1)
+
+
+def pair(size=SIZE):
+    affine = torch.tensor([[-2.0, 0, 0, 7], [0, 0, 3, -5], [0, -1, 0, 4], [0, 0, 0, 1]], dtype=torch.float64)
+    ids = {"fixed_id": ["Brain_0011_0000"], "moving_id": ["Brain_0012_0000"]}
+    return {"fixed": torch.rand(1, 1, *size), "moving": torch.rand(1, 1, *size), "affine": affine[None], **ids}
+
+
+def write(writer, folder, batch, u):
+    trainer = trainer_in(folder)
+    writer.setup(trainer, MODULE, "predict")
+    writer.write_on_batch_end(trainer, MODULE, u, [0], batch, 0, 0)
+
+
+def test_a_written_field_warps_the_image_as_learn2reg_does_it(tmp_path):
+    batch, u = pair(), torch.randn(1, 3, *SIZE)
+    write(FieldWriter(), tmp_path, batch, u)
+    field = nib.load(tmp_path / "predictions" / "disp_0011_0012.nii.gz")
+    warped = nib.load(tmp_path / "predictions" / "warped_0011_0012.nii.gz")
+    displacement = field.get_fdata()
+    assert field.get_data_dtype() == np.float32 and displacement.shape == (*SIZE, 3)
+    np.testing.assert_array_equal(displacement, u[0].movedim(0, -1).numpy())
+    for image in (field, warped):
+        np.testing.assert_allclose(image.affine, batch["affine"][0].numpy())
+    points = np.meshgrid(*map(np.arange, SIZE), indexing="ij") + np.moveaxis(displacement, -1, 0)
+    expected = map_coordinates(batch["moving"][0, 0].numpy(), points, order=1, mode="nearest")
+    np.testing.assert_allclose(warped.get_fdata(), expected, atol=1e-4)
+
+
+def test_a_2d_field_is_one_slice(tmp_path):
+    batch = {
+        "fixed": torch.rand(2, 1, 6, 5),
+        "moving": torch.rand(2, 1, 6, 5),
+        "spacing": torch.tensor([[2.0, 3.0]] * 2),
+    }
+    writer, trainer = FieldWriter(out=str(tmp_path / "fields")), trainer_in(tmp_path)
+    writer.setup(trainer, MODULE, "predict")
+    writer.write_on_batch_end(trainer, MODULE, torch.randn(2, 2, 6, 5), [4, 5], batch, 0, 0)
+    names = sorted(file.name for file in (tmp_path / "fields").iterdir())
+    assert names[:2] == ["disp_fixed0x4_moving0x4.nii.gz", "disp_fixed0x5_moving0x5.nii.gz"] and len(names) == 4
+    field = nib.load(tmp_path / "fields" / names[0])
+    assert field.shape == (6, 5, 1, 2)
+    np.testing.assert_allclose(np.diag(field.affine), [2, 3, 1, 1])
+
+
+def test_fields_of_an_earlier_run_are_safe(tmp_path):
+    batch, u = pair(), torch.zeros(1, 3, *SIZE)
+    write(FieldWriter(warped=False), tmp_path, batch, u)
+    assert [file.name for file in (tmp_path / "predictions").iterdir()] == ["disp_0011_0012.nii.gz"]
+    with pytest.raises(FileExistsError, match=r"disp_0011_0012.nii.gz exists"):
+        FieldWriter().setup(trainer_in(tmp_path), MODULE, "predict")
+    write(FieldWriter(warped=False, overwrite=True), tmp_path, batch, u + 1)
+    assert nib.load(tmp_path / "predictions" / "disp_0011_0012.nii.gz").get_fdata().min() == 1
+
+
+def test_two_pairs_never_share_a_file(tmp_path):
+    batch, u = pair(), torch.zeros(1, 3, *SIZE)
+    writer = FieldWriter()
+    write(writer, tmp_path, batch, u)
+    with pytest.raises(ValueError, match="would both be written"):
+        writer.write_on_batch_end(
+            trainer_in(tmp_path), MODULE, u, [1], {**batch, "fixed_id": ["Other_0011_0000"]}, 1, 0
+        )
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moving", "name"),
+    [
+        ("Brain_0011_0000", "Brain_0012_0000", "0011_0012"),
+        ("0395", "0396", "0395_0396"),
+        ("imagesTr/Brain_0011_0000.nii.gz", "0012", "0011_0012"),
+        ("Lung_0001_0000", "Lung_0001_0001", "0001_0000_0001_0001"),
+        ("sub-01/anat T1", "b_2", "anat-T1_b-2"),
+        ("../..", "x", "unnamed_x"),
+    ],
+)
+def test_names_of_pairs(fixed, moving, name):
+    assert pair_name(fixed, moving) == name
+
+
+def test_a_file_that_fails_while_written_leaves_the_old_one(tmp_path):
+    file = tmp_path / "kept.txt"
+    file.write_text("old")
+    with pytest.raises(RuntimeError), replacing(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
