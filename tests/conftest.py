@@ -1,5 +1,6 @@
 """Shared by all tests: one thread a process, the real-data folder, and the skip of `real` tests without it."""
 
+import csv
 import os
 from pathlib import Path
 
@@ -28,3 +29,24 @@ def data_root() -> Path:
 def seed() -> None:
     """Every test starts from the same random state, alone or in the suite."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Run a command line in an empty folder."""
+    from dio_lightning.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: main([*map(str, arguments)])
+
+
+@pytest.fixture
+def rows():
+    """Read a run's metrics.csv, without what depends on the machine."""
+
+    def read(folder: Path) -> list[dict[str, str]]:
+        with open(folder / "metrics.csv", encoding="utf-8") as file:
+            table = [{k: v for k, v in row.items() if k not in ("seconds", "peak_mb")} for row in csv.DictReader(file)]
+        return sorted(table, key=lambda row: row["fixed_id"])
+
+    return read

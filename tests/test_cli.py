@@ -1,13 +1,7 @@
 """The command line as a user types it: who wins, what is left on disk, and what a mistake looks like."""
 
-import csv
-import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +10,6 @@ import yaml
 from safetensors import safe_open
 
 from dio_lightning.cli import main
-from dio_lightning.experiment import RegistrationCLI
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests/conf/tiny.yaml")
@@ -31,13 +24,6 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def command(tmp_path, monkeypatch):
-    """Run a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: main([*map(str, arguments)])
-
-
 def refused(run, capsys, *arguments):
     """The one line on stderr of a command that must exit with code 2."""
     with pytest.raises(SystemExit) as stopped:
@@ -47,28 +33,6 @@ def refused(run, capsys, *arguments):
     return lines[0]
 
 
-def rows(folder):
-    """metrics.csv without what depends on the machine."""
-    with open(folder / "metrics.csv", encoding="utf-8") as file:
-        table = [{k: v for k, v in row.items() if k not in ("seconds", "peak_mb")} for row in csv.DictReader(file)]
-    return sorted(table, key=lambda row: row["fixed_id"])
-
-
-def parsed(monkeypatch, arguments):
-    """The resolved config of a command that is not run."""
-
-    class Parsed(Exception):
-        pass
-
-    def stop(cli):
-        raise Parsed(cli.config[cli.subcommand])
-
-    monkeypatch.setattr(RegistrationCLI, "before_instantiate_classes", stop)
-    with pytest.raises(Parsed) as found:
-        main(arguments)
-    return found.value.args[0]
-
-
 def test_a_run_leaves_its_config_and_two_checkpoints_that_load_as_plain_data(trained):
     checkpoint = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
     assert yaml.safe_load(checkpoint["dio_lightning_config"]) == yaml.safe_load((trained / "config.yaml").read_text())
@@ -76,7 +40,7 @@ def test_a_run_leaves_its_config_and_two_checkpoints_that_load_as_plain_data(tra
     assert list(trained.glob("logs/version_0/metrics.csv")) and list(trained.glob("logs/version_0/events*"))
 
 
-def test_checkpoint_then_config_then_command_line(trained, command, tmp_path):
+def test_checkpoint_then_config_then_command_line(trained, command, tmp_path, rows):
     override = {"model": {"init_args": {"layer": {"init_args": {"iterations": [4, 4], "field_sigma": 0.25}}}}}
     (tmp_path / "override.yaml").write_text(yaml.safe_dump(override))
     command("test", "--ckpt_path", trained / "checkpoints/last.ckpt", "--config", "override.yaml", ITERATIONS, "[2, 1]")
@@ -97,7 +61,7 @@ def test_another_class_on_the_command_line_takes_its_own_defaults(trained, comma
     assert layer["init_args"]["iterations"] == [5, 3]
 
 
-def test_exported_weights_score_as_their_checkpoint(trained, command, capsys, tmp_path):
+def test_exported_weights_score_as_their_checkpoint(trained, command, capsys, tmp_path, rows):
     checkpoint = trained / "checkpoints/last.ckpt"
     command("export", "--ckpt_path", checkpoint, "weights/tiny.safetensors")
     assert sorted(file.name for file in (tmp_path / "weights").iterdir()) == ["tiny.safetensors", "tiny.yaml"]
@@ -185,88 +149,3 @@ def test_print_config_shows_the_checkpoint_with_the_command_line_over_it(trained
     assert not stopped.value.code
     assert config["model"]["init_args"]["layer"]["init_args"]["iterations"] == [7, 7]
     assert config["trainer"]["inference_mode"] is False
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments/trainer").glob("*.yaml")), ids=lambda f: f.stem)
-def test_machine_files_change_the_trainer_only(file, monkeypatch):
-    assert list(yaml.safe_load(file.read_text())) == ["trainer"]
-    parsed(monkeypatch, ["fit", "--config", TINY, "--config", str(file)])
-
-
-def test_the_wandb_file_is_accepted_and_needs_no_account(monkeypatch):
-    config = parsed(monkeypatch, ["fit", "--config", TINY, "--config", str(ROOT / "experiments/loggers/wandb.yaml")])
-    assert config.trainer.logger.init_args.offline is True
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments/sweeps").glob("*.yaml")), ids=lambda f: f.stem)
-def test_a_sweep_writes_a_command_line_that_is_understood(file, monkeypatch):
-    sweep = yaml.safe_load(file.read_text())
-    assert sweep["command"][-1] == "${args}" and sweep["command"][:4] == [
-        "${env}",
-        "${interpreter}",
-        "-m",
-        "dio_lightning",
-    ]
-    chosen = {
-        key: spec.get("value", spec.get("values", [spec.get("min")])) for key, spec in sweep["parameters"].items()
-    }
-    chosen = {key: value[0] if isinstance(value, list) else value for key, value in chosen.items()}
-    monkeypatch.chdir(ROOT)
-    config = parsed(monkeypatch, [*sweep["command"][4:-1], *(f"--{key}={value}" for key, value in chosen.items())])
-    for key, value in chosen.items():
-        assert config[key] == value
-
-
-@pytest.mark.slow
-def test_a_killed_fit_continues(command, tmp_path):
-    run = tmp_path / "run"
-    arguments = ["fit", "--config", TINY, "--ckpt_path", "last", "--trainer.default_root_dir", str(run)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dio_lightning", *arguments, "--trainer.max_epochs", "100000"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    last, deadline = run / "checkpoints/last.ckpt", time.monotonic() + 300
-    while not last.is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = torch.load(last, weights_only=True)
-    command(*arguments, "--trainer.max_epochs", before["epoch"] + 2)
-    after = torch.load(last, weights_only=True)
-    assert after["epoch"] == before["epoch"] + 1
-    # four training pairs an epoch
-    assert after["global_step"] == before["global_step"] + 4 == 4 * (before["epoch"] + 2)
-
-
-@pytest.mark.slow
-def test_two_processes_score_as_one(command, tmp_path):
-    two = [
-        "--config",
-        TINY,
-        "--config",
-        str(ROOT / "experiments/trainer/ddp.yaml"),
-        "--trainer.default_root_dir",
-        "two",
-    ]
-    two += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--ckpt_path", "last"]
-    for stage, options in (("fit", ["--trainer.max_epochs", "1"]), ("test", [])):
-        arguments = [sys.executable, "-m", "dio_lightning", stage, *two, *options]
-        ended = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert ended.returncode == 0, ended.stderr[-3000:]
-    shutil.copytree(tmp_path / "two/checkpoints", tmp_path / "one/checkpoints")
-    command(
-        "test",
-        "--ckpt_path",
-        "one/checkpoints/last.ckpt",
-        "--trainer.accelerator",
-        "cpu",
-        "--trainer.default_root_dir",
-        "one",
-    )
-    assert rows(tmp_path / "two") == rows(tmp_path / "one") and len(rows(tmp_path / "one")) == 3
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
-    assert summaries[0]["dice"] == summaries[1]["dice"]

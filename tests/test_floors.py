@@ -1,0 +1,88 @@
+"""The house stands: who may import whom, and how long anything may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "dio_lightning.pair": 0,
+    "dio_lightning.ops": 0,
+    "dio_lightning.implicit": 0,
+    "dio_lightning.fields": 1,
+    "dio_lightning.losses": 2,
+    "dio_lightning.features": 2,
+    "dio_lightning.metrics": 2,
+    "dio_lightning.transformations": 2,
+    "dio_lightning.updates": 3,
+    "dio_lightning.layers": 4,
+    "dio_lightning.modules": 5,
+    "dio_lightning.callbacks": 5,
+    "dio_lightning.errors": 0,
+    "dio_lightning.checkpoints": 6,
+    "dio_lightning.experiment": 6,
+    "dio_lightning.cli": 6,
+    "dio_lightning.__main__": 6,
+    "data_modules": 2,
+}
+# functions whose length has a reason: compiled kernels unroll the corners of a cell by hand
+LONG = {"forward", "_backward", "_compile_forward"}
+FILES = sorted([*ROOT.glob("dio_lightning/**/*.py"), *ROOT.glob("data_modules/**/*.py")])
+
+
+def package(module: str) -> str | None:
+    """The floor's name for a dotted module, None for what is not ours."""
+    parts = module.split(".")
+    if parts[0] == "data_modules":
+        return "data_modules"
+    return ".".join(parts[:2]) if parts[0] == "dio_lightning" and len(parts) > 1 else None
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, at its top or inside."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if node.module == "dio_lightning"}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_imports_lower_floors_or_its_own_package(path: Path) -> None:
+    own = package(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    if own is None or own == "dio_lightning.__init__":
+        return
+    assert own in FLOORS, f"{own} has no floor: give it one"
+    for other in filter(None, map(package, imports(path))):
+        if other in (own, "dio_lightning.__version__"):
+            continue
+        assert FLOORS[other] < FLOORS[own] or (FLOORS[own] == 6 and FLOORS[other] == 6), f"{own} imports {other}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[-2] in ("implicit", "ops")], ids=lambda p: p.name)
+def test_the_implicit_floor_imports_torch_alone(path: Path) -> None:
+    allowed = {"torch", "dio_lightning", "__future__"} | ({"numba", "numpy"} if path.parts[-2] == "ops" else set())
+    foreign = {name.split(".")[0] for name in imports(path)} - allowed
+    import sys
+
+    assert foreign <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nobody_imports_data_modules_from_the_library_and_nothing_is_too_long(path: Path) -> None:
+    if path.is_relative_to(ROOT / "dio_lightning"):
+        assert "data_modules" not in {name.split(".")[0] for name in imports(path)}
+    assert len(path.read_text().splitlines()) <= 300
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name not in LONG:
+            body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+            lines = node.end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= 40, f"{node.name} has {lines} lines"
+
+
+def test_experiments_hold_no_python() -> None:
+    assert not list((ROOT / "experiments").glob("**/*.py"))

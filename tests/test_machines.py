@@ -1,0 +1,120 @@
+"""The same experiment elsewhere: machine files are understood, killed runs continue, two processes score as one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dio_lightning.cli import main
+from dio_lightning.experiment import RegistrationCLI
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "tests/conf/tiny.yaml")
+
+
+def parsed(monkeypatch, arguments):
+    """The resolved config of a command that is not run."""
+
+    class Parsed(Exception):
+        pass
+
+    def stop(cli):
+        raise Parsed(cli.config[cli.subcommand])
+
+    monkeypatch.setattr(RegistrationCLI, "before_instantiate_classes", stop)
+    with pytest.raises(Parsed) as found:
+        main(arguments)
+    return found.value.args[0]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments/trainer").glob("*.yaml")), ids=lambda f: f.stem)
+def test_machine_files_change_the_trainer_only(file, monkeypatch):
+    assert list(yaml.safe_load(file.read_text())) == ["trainer"]
+    parsed(monkeypatch, ["fit", "--config", TINY, "--config", str(file)])
+
+
+def test_the_wandb_file_is_accepted_and_needs_no_account(monkeypatch):
+    config = parsed(monkeypatch, ["fit", "--config", TINY, "--config", str(ROOT / "experiments/loggers/wandb.yaml")])
+    assert config.trainer.logger.init_args.offline is True
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments/sweeps").glob("*.yaml")), ids=lambda f: f.stem)
+def test_a_sweep_writes_a_command_line_that_is_understood(file, monkeypatch):
+    sweep = yaml.safe_load(file.read_text())
+    assert sweep["command"][-1] == "${args}" and sweep["command"][:4] == [
+        "${env}",
+        "${interpreter}",
+        "-m",
+        "dio_lightning",
+    ]
+    chosen = {
+        key: spec.get("value", spec.get("values", [spec.get("min")])) for key, spec in sweep["parameters"].items()
+    }
+    chosen = {key: value[0] if isinstance(value, list) else value for key, value in chosen.items()}
+    monkeypatch.chdir(ROOT)
+    config = parsed(monkeypatch, [*sweep["command"][4:-1], *(f"--{key}={value}" for key, value in chosen.items())])
+    for key, value in chosen.items():
+        assert config[key] == value
+
+
+@pytest.mark.slow
+def test_a_killed_fit_continues(command, tmp_path):
+    run = tmp_path / "run"
+    arguments = ["fit", "--config", TINY, "--ckpt_path", "last", "--trainer.default_root_dir", str(run)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dio_lightning", *arguments, "--trainer.max_epochs", "100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    last, deadline = run / "checkpoints/last.ckpt", time.monotonic() + 300
+    while not last.is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = torch.load(last, weights_only=True)
+    command(*arguments, "--trainer.max_epochs", before["epoch"] + 2)
+    after = torch.load(last, weights_only=True)
+    assert after["epoch"] == before["epoch"] + 1
+    # four training pairs an epoch
+    assert after["global_step"] == before["global_step"] + 4 == 4 * (before["epoch"] + 2)
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(command, tmp_path, rows):
+    two = [
+        "--config",
+        TINY,
+        "--config",
+        str(ROOT / "experiments/trainer/ddp.yaml"),
+        "--trainer.default_root_dir",
+        "two",
+    ]
+    two += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--ckpt_path", "last"]
+    for stage, options in (("fit", ["--trainer.max_epochs", "1"]), ("test", [])):
+        arguments = [sys.executable, "-m", "dio_lightning", stage, *two, *options]
+        ended = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    shutil.copytree(tmp_path / "two/checkpoints", tmp_path / "one/checkpoints")
+    command(
+        "test",
+        "--ckpt_path",
+        "one/checkpoints/last.ckpt",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.default_root_dir",
+        "one",
+    )
+    assert rows(tmp_path / "two") == rows(tmp_path / "one") and len(rows(tmp_path / "one")) == 3
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
+    assert summaries[0]["dice"] == summaries[1]["dice"]
