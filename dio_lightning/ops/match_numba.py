@@ -240,4 +240,5 @@ def _lift_field(u: Tensor) -> Tensor:
 
 def _lower(field: Tensor, like: Tensor) -> Tensor:
     """The inverse of `_lift`'s added plane, for fields (b, k, s0, s1, s2)."""
-    return (field[:, :, 0] if like.ndim == 4 else field).contiguous()
+    field = field[:, :, 0] if like.ndim == 4 else field
+    return field.contiguous() if field.storage_offset() == 0 else field.clone()

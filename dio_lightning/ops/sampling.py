@@ -23,8 +23,12 @@ def interpolate(image: Tensor, points: Tensor, padding: str = "border") -> Tenso
 
 
 def native(image: Tensor, points: Tensor, mode: str, padding: str) -> Tensor:
-    """The same without the second derivative: `grid_sample` in our coordinates."""
-    return F.grid_sample(image, _normalise(points, image), mode=mode, padding_mode=padding, align_corners=True)
+    """The same without the second derivative: `grid_sample` in our coordinates; NaN where a point is not finite.
+
+    Left to itself, `grid_sample` takes NaN for a corner of the image, and its backward reads beyond the memory.
+    """
+    values = F.grid_sample(image, _normalise(points, image), mode=mode, padding_mode=padding, align_corners=True)
+    return values if mode == "nearest" else values + 0 * points.sum(1, keepdim=True)
 
 
 def interpolate_backward(
@@ -33,7 +37,7 @@ def interpolate_backward(
     """Gradients of `interpolate` with respect to image and points, for a gradient (b, c, *t) at its output."""
     d = points.shape[1]
     kernel = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[d]
-    of_image, of_grid = kernel(gradient, image, _normalise(points, image), 0, _PADDING[padding], True, list(needs))
+    of_image, of_grid = kernel(gradient, image, _normalise(points, image).nan_to_num(0.0), 0, _PADDING[padding], True, list(needs))
     if needs[1]:
         of_grid = of_grid.flip(-1).movedim(-1, 1) * _per_axis(image, points)
     return of_image, of_grid
@@ -114,7 +118,7 @@ def _corners(
     """For each corner of each point's cell: flat index (b, n), slope and weight of each axis (b, n)."""
     axes = []
     for i, extent in enumerate(size):
-        p = points[:, i]
+        p = points[:, i].nan_to_num(0.0)
         moves = torch.ones_like(p)
         if padding == "border":
             moves = ((p > 0) & (p < extent - 1)).to(p.dtype)
