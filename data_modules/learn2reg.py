@@ -81,7 +81,7 @@ class Learn2Reg(PairDataModule):
             raise ValueError("normalise='window' needs clip, expected two intensities such as (-1000, 500)")
         if labels != "all" and (not labels or min(labels) < 1):
             raise ValueError(f"labels is {labels}, expected 'all' or a list of labels of at least 1")
-        if crop is not None and min(crop) < 1 or flips and not {*flips} <= {0, 1, 2}:
+        if (crop is not None and min(crop) < 1) or (flips and not {*flips} <= {0, 1, 2}):
             raise ValueError(f"crop is {crop} and flips {flips}, expected sizes of at least 1 and axes among 0, 1, 2")
         self.crop, self.flips = crop, flips
         self.root, self.json, self.test_split = Path(root).expanduser(), json, test_split

@@ -65,10 +65,9 @@ def test_a_residual_start_is_the_image_pyramid(network: type[FeatureNetwork], si
     features = pyramid(image(size))
     for feature, intensity in zip(features, raw, strict=True):
         assert_close(feature[:, :1], 3 * intensity)
-        assert not feature[:, 1:].any()
-    torch.stack([x[:, 1:].mean() for x in features]).sum().backward()
-    moved = [name for name, p in pyramid.named_parameters() if p.grad is not None and p.grad.any()]
-    assert moved and all(name.startswith("heads") for name in moved)  # the zero convolutions can leave zero
+        rest = feature[:, 1:].detach()
+        assert rest.abs().max() < 1.0  # small beside 3, but not zero, where matching has no gradient
+        assert rest.flatten(2).std(dim=2).min() > 0
 
 
 def test_intensity_is_the_mean_over_blocks() -> None:

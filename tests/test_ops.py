@@ -26,7 +26,7 @@ def energy(fixed: torch.Tensor, moving: torch.Tensor, u: torch.Tensor) -> torch.
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=["torch", "numba"])
-def test_value_and_gradient_are_those_of_the_energy(problem, backend) -> None:  # noqa: ANN001
+def test_value_and_gradient_are_those_of_the_energy(problem, backend) -> None:
     fixed, moving, u = problem
     u.requires_grad_()
     expected = energy(fixed, moving, u)
@@ -37,7 +37,7 @@ def test_value_and_gradient_are_those_of_the_energy(problem, backend) -> None:  
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=["torch", "numba"])
-def test_adjoint_is_that_of_double_backward(problem, backend) -> None:  # noqa: ANN001
+def test_adjoint_is_that_of_double_backward(problem, backend) -> None:
     inputs = [x.requires_grad_() for x in problem]
     value = energy(*inputs)
     (slope,) = torch.autograd.grad(value.sum(), inputs[2], create_graph=True)
@@ -49,13 +49,13 @@ def test_adjoint_is_that_of_double_backward(problem, backend) -> None:  # noqa: 
         assert_close(ours, theirs)
 
 
-def test_the_operator_passes_gradcheck(problem) -> None:  # noqa: ANN001
+def test_the_operator_passes_gradcheck(problem) -> None:
     inputs = [x[:1].clone().requires_grad_() for x in problem]
     assert torch.autograd.gradcheck(match, inputs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=["torch", "numba"])
-def test_blocks_are_the_gauss_newton_matrix(problem, backend) -> None:  # noqa: ANN001
+def test_blocks_are_the_gauss_newton_matrix(problem, backend) -> None:
     fixed, moving, u = problem
     d = u.shape[1]
     slopes = []
@@ -70,7 +70,7 @@ def test_blocks_are_the_gauss_newton_matrix(problem, backend) -> None:  # noqa: 
     assert_close((value, gradient), tuple(backend.match(fixed, moving, u)))
 
 
-def test_memory_format_and_threads_do_not_change_the_result(problem) -> None:  # noqa: ANN001
+def test_memory_format_and_threads_do_not_change_the_result(problem) -> None:
     fixed, moving, u = problem
     layout = torch.channels_last if u.ndim == 4 else torch.channels_last_3d
     plain = match_numba.match_adjoint(fixed, moving, u, torch.ones(2, dtype=u.dtype), u)
@@ -90,7 +90,7 @@ def test_memory_format_and_threads_do_not_change_the_result(problem) -> None:  #
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=["torch", "numba"])
-def test_nan_stays_in_its_sample(problem, backend) -> None:  # noqa: ANN001
+def test_nan_stays_in_its_sample(problem, backend) -> None:
     fixed, moving, u = problem
     u[0] = torch.nan
     value, gradient = backend.match(fixed, moving, u)

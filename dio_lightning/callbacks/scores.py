@@ -132,7 +132,7 @@ class RegistrationScores(Callback):
             write_atomic(folder / "metrics_per_label.csv", report.to_csv(labels, report.LABEL_COLUMNS))
             write_atomic(folder / "summary.json", report.summary_json(rows, self._config(pl_module)))
         if self.print_table:
-            Console().print(report.table(rows, type(pl_module).__name__))
+            Console().print(report.table(rows, getattr(pl_module, "title", type(pl_module).__name__)))
 
     def _score(
         self, loaders: object, outputs: object, batch: Pair, loader: int, options: ScoreOptions, cost: Row

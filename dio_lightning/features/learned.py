@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from dio_lightning.features.base import FeaturePyramid, average_pool
 
 Precision = Literal["float32", "bfloat16"]
+START = 0.03
+"""Size of the channels beside the image at a residual start; images are in [0, 1]."""
 
 
 class FeatureNetwork(FeaturePyramid):
@@ -22,8 +24,9 @@ class FeatureNetwork(FeaturePyramid):
         in_channels: channels of the image.
         channels: feature channels at every level.
         levels: down-sampling factors, coarse to fine.
-        residual: heads start at zero and are added to the image (averaged to the level, times a learned scale) in the
-            first channels, so that training starts from image-space registration.
+        residual: heads start near zero and are added to the image (averaged to the level, times a learned scale) in the
+            first channels, so that training starts from image-space registration. The heads of the first channels start
+            at zero; the others small and at random, because a channel that is zero in both images has no gradient.
         intensity_scale: first value of that learned scale, positive.
         precision: "bfloat16" runs the convolutions in autocast; "float32" leaves the caller's precision as it is.
 
@@ -47,7 +50,7 @@ class FeatureNetwork(FeaturePyramid):
             raise ValueError(f"A residual start needs channels >= in_channels, not {channels} < {in_channels}.")
         if intensity_scale <= 0:
             raise ValueError(f"intensity_scale must be positive, not {intensity_scale}.")
-        self.residual, self.precision = residual, precision
+        self.in_channels, self.residual, self.precision = in_channels, residual, precision
         self.log_scale = nn.Parameter(torch.tensor(math.log(intensity_scale))) if residual else None
         self.heads = nn.ModuleDict()
 
@@ -70,8 +73,10 @@ class FeatureNetwork(FeaturePyramid):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for head in self.heads.values() if self.residual else ():
-            for parameter in list(head.modules())[-1].parameters():
-                nn.init.zeros_(parameter)
+            last = list(head.modules())[-1]
+            with torch.no_grad():
+                last.weight[: self.in_channels] = 0
+                last.weight[self.in_channels :] *= START
 
     def _add_image(self, feature: Tensor, image: Tensor, level: int) -> Tensor:
         if self.log_scale is None:

@@ -1,7 +1,7 @@
 """Sampling and resampling; the only place where a coordinate convention is decided.
 
-A displacement u is (b, d, *s) in voxels of its own grid, channel i along array axis i. Voxel 0 and voxel S - 1 of an axis
-are its two ends on every grid (align_corners=True), so changing the grid maps S - 1 to s - 1.
+A displacement u is (b, d, *s) in voxels of its own grid, channel i along array axis i. Voxel 0 and voxel S - 1 of an
+axis are its two ends on every grid (align_corners=True), so changing the grid maps S - 1 to s - 1.
 """
 
 from collections.abc import Sequence
@@ -56,9 +56,7 @@ def warp(
     return sample(image, identity(u.shape[2:], u) + u, mode, padding)
 
 
-def resample(
-    image: Shaped[Tensor, "b c *s"], size: Sequence[int], mode: str = "linear"
-) -> Shaped[Tensor, "b c *t"]:
+def resample(image: Shaped[Tensor, "b c *s"], size: Sequence[int], mode: str = "linear") -> Shaped[Tensor, "b c *t"]:
     """Image on another grid, values kept; no smoothing."""
     if tuple(size) == tuple(image.shape[2:]):
         return image

@@ -13,7 +13,9 @@ def jacobian(u: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d d *s"]:
     """
     d = u.shape[1]
     if min(u.shape[2:]) < 2:
-        raise ValueError(f"a field of size {tuple(u.shape[2:])} has no derivatives: expected two voxels along each axis")
+        raise ValueError(
+            f"a field of size {tuple(u.shape[2:])} has no derivatives: expected two voxels along each axis"
+        )
     columns = torch.gradient(u, dim=list(range(2, 2 + d)))
     unit = torch.eye(d, dtype=u.dtype, device=u.device).view(1, d, d, *[1] * d)
     return torch.stack(columns, dim=2) + unit

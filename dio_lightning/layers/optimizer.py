@@ -10,7 +10,7 @@ from torch import Tensor
 from dio_lightning.fields import gaussian_smooth
 from dio_lightning.implicit import Adam, Adjoint, PhantomAdjoint, Solution, Solver, Stagnation, StopRule, fixed_point
 from dio_lightning.transformations import FreeForm, Transformation
-from dio_lightning.updates import Descent
+from dio_lightning.updates import Descent, UpdateRule
 
 
 class OptimizerLayer:
@@ -37,7 +37,7 @@ class OptimizerLayer:
     def __init__(
         self,
         iterations: Sequence[int] = (100, 60, 30),
-        update: Descent = Descent(),
+        update: UpdateRule = Descent(),
         solver: Solver = Adam(),
         transformation: Transformation = FreeForm(),
         adjoint: Adjoint = PhantomAdjoint(),
@@ -80,9 +80,7 @@ class OptimizerLayer:
             return gaussian_smooth(self.transformation.retract(z, step), self.field_sigma)
 
         update = self.update.on(fixed, moving, self.transformation)
-        return fixed_point(
-            update, z0, self.solver, self.adjoint, max_steps=steps, stop=self.stop, advance=advance
-        )
+        return fixed_point(update, z0, self.solver, self.adjoint, max_steps=steps, stop=self.stop, advance=advance)
 
 
 def clamp_to_quantile(gradient: Tensor, quantile: float) -> Tensor:

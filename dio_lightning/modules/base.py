@@ -46,6 +46,11 @@ class RegistrationModule(LightningModule):
         """Solutions coarse to fine, each with a displacement in voxels of its own grid; the last is the answer."""
         raise NotImplementedError
 
+    @property
+    def title(self) -> str:
+        """What tables call this method."""
+        return type(self).__name__
+
     def register(self, pair: Pair) -> Float[Tensor, "b d *s"]:
         """The displacement on the pair's grid."""
         return self._solve(pair)[2]

@@ -62,6 +62,13 @@ class DIO(RegistrationModule):
         # kept in the checkpoint: what training never opened, a test must not use
         self.register_buffer("open_levels", torch.tensor(opens.count(0)))
 
+    @property
+    def title(self) -> str:
+        """DIO, or the features where nothing is learned; no registration without iterations."""
+        if not any(self.layer.iterations):
+            return "identity"
+        return "DIO" if any(True for _ in self.features.parameters()) else type(self.features).__name__
+
     def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
         """One solution per open level, coarse to fine."""
         levels = self.features.levels[: int(self.open_levels)]

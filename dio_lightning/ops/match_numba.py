@@ -219,7 +219,9 @@ def match_adjoint(
 
 def _threads() -> int:
     """As many threads as torch uses, so that one setting rules both."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    # numba fills its config from the environment, where no type checker sees it
+    most: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
+    threads = min(torch.get_num_threads(), most)
     numba.set_num_threads(threads)
     return threads
 

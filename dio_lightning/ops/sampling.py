@@ -1,11 +1,12 @@
 """Linear interpolation with first and second derivatives that are right on every device and every torch.
 
 PyTorch differentiates `grid_sample` twice only from 2.12 on, and there with sixty times the memory of the image. Here
-the first two orders are the native kernels and the third is written out: for weights w_k of the 2^d corners k of a cell,
-out = Σ_k w_k I_k, and every derivative is a sum over the same corners.
+the first two orders are the native kernels and the third is written out: for weights w_k of the 2^d corners k of a
+cell, out = Σ_k w_k I_k, and every derivative is a sum over the same corners.
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from itertools import product
 from math import prod
 from typing import Any
@@ -37,7 +38,9 @@ def interpolate_backward(
     """Gradients of `interpolate` with respect to image and points, for a gradient (b, c, *t) at its output."""
     d = points.shape[1]
     kernel = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[d]
-    of_image, of_grid = kernel(gradient, image, _normalise(points, image).nan_to_num(0.0), 0, _PADDING[padding], True, list(needs))
+    of_image, of_grid = kernel(
+        gradient, image, _normalise(points, image).nan_to_num(0.0), 0, _PADDING[padding], True, list(needs)
+    )
     if needs[1]:
         of_grid = of_grid.flip(-1).movedim(-1, 1) * _per_axis(image, points)
     return of_image, of_grid
@@ -59,7 +62,7 @@ def interpolate_double_backward(
         where = index[:, None].expand(-1, c, -1)
         value = image.flatten(2).gather(2, where)
         along = [slope[i] * _others(weight, i) for i in range(d)]
-        towards = sum(h[:, i] * along[i] for i in range(d))[:, None]
+        towards = reduce(torch.add, (h[:, i] * along[i] for i in range(d)))[:, None]
         of_gradient += towards * value
         new_image.scatter_add_(2, where, towards * g)
         mass = (g * value).sum(1)
@@ -68,7 +71,7 @@ def interpolate_double_backward(
             new_points[:, i] += mixed * mass
         if of_image is not None:
             value = of_image.flatten(2).gather(2, where)
-            of_gradient += prod(weight)[:, None] * value
+            of_gradient += _others(weight)[:, None] * value
             mass = (g * value).sum(1)
             for i in range(d):
                 new_points[:, i] += along[i] * mass
@@ -98,8 +101,10 @@ class _InterpolateBackward(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
-        return *interpolate_double_backward(*ctx.saved_tensors, gradients[0], gradients[1], ctx.padding), None
+    # once_differentiable has no types of its own
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
+        gradient, image, points = ctx.saved_tensors
+        return *interpolate_double_backward(gradient, image, points, gradients[0], gradients[1], ctx.padding), None
 
 
 def _per_axis(image: Tensor, points: Tensor) -> Tensor:
@@ -112,9 +117,7 @@ def _normalise(points: Tensor, image: Tensor) -> Tensor:
     return (points * _per_axis(image, points) - 1).movedim(1, -1).flip(-1)
 
 
-def _corners(
-    points: Tensor, size: torch.Size, padding: str
-) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+def _corners(points: Tensor, size: torch.Size, padding: str) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
     """For each corner of each point's cell: flat index (b, n), slope and weight of each axis (b, n)."""
     axes = []
     for i, extent in enumerate(size):

@@ -3,6 +3,7 @@
 The settings are a frozen value; `on` binds them to two feature maps and returns f, which names no solver.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -10,16 +11,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dio_lightning.fields import gaussian_smooth
+from dio_lightning.implicit import Update
 from dio_lightning.ops import match
 from dio_lightning.transformations import Transformation
 
 
+class UpdateRule(ABC):
+    """Settings that become an update f once features are known."""
+
+    # no dataclass itself: the command line would take a dataclass for the only class allowed
+
+    @abstractmethod
+    def on(
+        self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], transformation: Transformation
+    ) -> Update:
+        """The update for these features; it may leave its energy, (b,), in `.energy` for the stop rule."""
+
+
 @dataclass(frozen=True)
-class Descent:
+class Descent(UpdateRule):
     """f(z) = z - S_σ ∂/∂z [ E(u(z)) / s + λ R(u(z)) ], E the feature distance of `ops.match`, R the diffusion energy.
 
     The scale s is the variance of the fixed features, so that nothing depends on the scale of the features, which
-    training is free to change; `normalise=False` takes s = 1 and the mean over voxels, as the official code does.
+    training is free to change. It is differentiated too: without that, an adjoint would spend itself on growing the
+    features, which changes nothing. `normalise=False` takes s = 1 and the mean over voxels, as the official code does.
 
     Args:
         sigma: smoothing S_σ of the gradient, in voxels of the level (σ_grad).
@@ -74,7 +89,7 @@ class BoundDescent:
     def _regularise(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         """Scales energy and slope, adds those of the regulariser, and keeps the energy for the stop rule."""
         slope = slope / _per_sample(self.scale, u)
-        energy = value.detach() / self.scale
+        energy = value.detach() / self.scale.detach()
         if self.settings.regularity > 0:
             roughness, pull = diffusion_slope(u)
             energy = energy + self.settings.regularity * roughness.detach()
@@ -96,7 +111,7 @@ def diffusion_slope(u: Float[Tensor, "b d *s"]) -> tuple[Float[Tensor, " b"], Fl
 
 def _scale(fixed: Tensor, normalise: bool) -> Tensor:
     """What the energy is divided by, (b,)."""
-    flat = fixed.detach().flatten(2)
+    flat = fixed.flatten(2)
     if not normalise:
         return torch.full((len(fixed),), float(flat.shape[2]), dtype=flat.dtype, device=flat.device)
     variance = flat.var(dim=2).mean(1)

@@ -59,7 +59,7 @@ class BoundGaussNewton(BoundDescent):
         value, slope, block, residual = match_blocks(self.fixed, self.moving, z)
         if torch.is_grad_enabled():
             value, slope = match(self.fixed, self.moving, z)
-        settings, scale = self.settings, self.scale.view(-1, *[1] * (z.ndim - 1))
+        settings, scale = self.settings, self.scale.detach().view(-1, *[1] * (z.ndim - 1))
         damping = settings.damping * 2 + settings.residual_damping * residual / scale
         step = -solve_blocks(block / scale, damping, self._regularise(z, value, slope))
         length = step.detach().square().sum(1, keepdim=True).sqrt()

@@ -1,0 +1,31 @@
+"""The benchmark runs, writes what it promises, and a training step keeps nothing of the solver's iterations."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "bench.py"
+
+
+@pytest.mark.slow
+def test_a_quick_benchmark_writes_its_table_and_saves_the_same_for_any_number_of_iterations(tmp_path) -> None:
+    out = tmp_path / "build" / "bench.json"
+    command = [sys.executable, str(SCRIPT), "--quick", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(out.read_text())
+    assert [file.name for file in out.parent.iterdir()] == ["bench.json"]
+    for row in rows:
+        assert list(row) == ["name", "seconds", "ratio", "peak_mb"]
+        assert isinstance(row["name"], str)
+        assert all(x is None or (isinstance(x, float) and x > 0) for x in list(row.values())[1:])
+    names = [row["name"] for row in rows]
+    assert len(set(names)) == len(names)
+    for part in ("value and gradient: fused", "feature adjoint: fused", "iteration: ", "registration 4-2-1: "):
+        assert any(name.startswith(part) for name in names)
+    saved = [row["peak_mb"] for row in rows if row["name"].startswith("training step, saved for backward")]
+    assert len(saved) == 3
+    assert max(saved) <= 1.02 * min(saved)

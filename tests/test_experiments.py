@@ -1,0 +1,129 @@
+"""Every experiment of the repository builds, and every part of the layer can be changed on the command line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
+
+from dio_lightning.cli import main
+from dio_lightning.features import MIND, Intensity
+from dio_lightning.implicit import Adam, GradientDescent, ImplicitAdjoint, Never, PhantomAdjoint, Picard, Residual
+from dio_lightning.modules import DIO
+from dio_lightning.transformations import FreeForm, StationaryVelocity
+from dio_lightning.updates import Descent, GaussNewton
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests/conf/tiny.yaml"
+EXPERIMENTS = sorted([*ROOT.glob("experiments/dio/*.yaml"), *ROOT.glob("experiments/classical/*.yaml")])
+# dotted path below `model`: short, and as a config file nests it
+FORMS = {"short": "layer.{}", "long": "init_args.layer.init_args.{}"}
+
+
+@pytest.fixture
+def built(monkeypatch, tmp_path):
+    """The command that a command line has built but not run, as its CLI object."""
+
+    class Built(Exception):
+        pass
+
+    def stop(cli, subcommand):
+        raise Built(cli)
+
+    def build(*arguments):
+        # the folder of a data set is not looked up before the command runs
+        monkeypatch.setattr(LightningCLI, "_run_subcommand", stop)
+        with pytest.raises(Built) as found:
+            main([*map(str, arguments), "--trainer.default_root_dir", str(tmp_path)])
+        return found.value.args[0]
+
+    return build
+
+
+def nested(config: Path, *keys: str):
+    value = yaml.safe_load(config.read_text())["model"]["init_args"]
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def test_there_are_experiments():
+    assert len(EXPERIMENTS) >= 6
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_an_experiment_builds(file, built):
+    cli = built("fit" if file.parent.name == "dio" else "test", "--config", file, "--trainer.accelerator", "cpu")
+    assert isinstance(cli.model, DIO)
+    layer = nested(file, "layer", "init_args")
+    assert list(cli.model.layer.iterations) == layer["iterations"]
+    for part in ("update", "solver", "transformation", "adjoint", "stop"):
+        if part in layer:
+            found, given = getattr(cli.model.layer, part), layer[part]
+            assert type(found).__name__ == given["class_path"].rsplit(".", 1)[1]
+            assert all(getattr(found, key) == value for key, value in given.get("init_args", {}).items())
+    assert (cli.model.objective is None) == (file.parent.name == "classical")
+    assert len(list(cli.model.parameters())) == 0 or file.parent.name == "dio"
+    if cli.subcommand == "fit":
+        assert cli.model.configure_optimizers()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("part", "options", "expected"),
+    [
+        ("update", ["=GaussNewton"], GaussNewton(sigma=2.0)),
+        ("update", ["=dio_lightning.updates.GaussNewton", ".damping=0.02"], GaussNewton(sigma=2.0, damping=0.02)),
+        ("update", [".sigma=1.5"], Descent(sigma=1.5)),
+        ("solver", ["=dio_lightning.implicit.Picard"], Picard()),
+        ("solver", ["=GradientDescent", ".rate=0.5"], GradientDescent(0.5)),
+        ("solver", [".rate=0.1"], Adam(0.1)),
+        ("transformation", ["=dio_lightning.transformations.FreeForm"], FreeForm()),
+        ("transformation", ["=StationaryVelocity", ".squarings=5"], StationaryVelocity(5)),
+        ("adjoint", ["=ImplicitAdjoint", ".rtol=1e-3"], ImplicitAdjoint(rtol=1e-3)),
+        ("adjoint", [".steps=3"], PhantomAdjoint(3)),
+        ("stop", ["=Never"], Never()),
+        ("stop", ["=Residual", ".rtol=0.01"], Residual(0.01)),
+    ],
+    ids=str,
+)
+def test_each_part_of_the_layer_can_be_changed_on_the_command_line(built, tmp_path, form, part, options, expected):
+    """Another class drops the old one's arguments, except those that it has too."""
+    given = {
+        "update": {"class_path": "dio_lightning.updates.Descent", "init_args": {"sigma": 2.0}},
+        "transformation": {
+            "class_path": "dio_lightning.transformations.Diffeomorphism",
+            "init_args": {"max_step": 0.4},
+        },
+        "stop": {"class_path": "dio_lightning.implicit.Stagnation", "init_args": {"eps": 0.01}},
+    }
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"layer": {"init_args": given}}}}))
+    flag = f"--model.{FORMS[form].format(part)}"
+    words = [
+        flag + option if option[0] == "=" or form == "short" else f"{flag}.init_args{option}" for option in options
+    ]
+    layer = built("test", "--config", TINY, "--config", tmp_path / "given.yaml", *words).model.layer
+    assert getattr(layer, part) == expected
+    others = {"update": Descent(2.0), "solver": Adam(0.3), "adjoint": PhantomAdjoint(1)}
+    assert all(getattr(layer, name) == value for name, value in others.items() if name != part)
+
+
+def test_a_config_file_names_another_update(built, tmp_path):
+    update = {"class_path": "dio_lightning.updates.GaussNewton", "init_args": {"damping": 0.05}}
+    override = {"model": {"init_args": {"layer": {"init_args": {"update": update}}}}}
+    (tmp_path / "override.yaml").write_text(yaml.safe_dump(override))
+    layer = built("test", "--config", TINY, "--config", tmp_path / "override.yaml").model.layer
+    assert layer.update == GaussNewton(damping=0.05)
+
+
+@pytest.mark.parametrize("kind", [Intensity, MIND])
+def test_a_learned_experiment_becomes_a_classical_one(built, kind):
+    cli = built("test", "--config", TINY, f"--model.features={kind.__name__}", "--model.features.levels=[2, 1]")
+    assert type(cli.model.features) is kind
+    assert cli.model.features.levels == (2, 1)
+
+
+def test_an_update_of_no_such_name_is_refused(built, capsys):
+    with pytest.raises(SystemExit):
+        built("test", "--config", TINY, "--model.layer.update=Newton")
+    assert "'Newton'" in capsys.readouterr().err
