@@ -68,26 +68,26 @@ def test_an_experiment_builds(file, built):
         assert cli.model.configure_optimizers()
 
 
+OTHER_CLASSES = [
+    ("update", ["=dio_lightning.updates.GaussNewton"], GaussNewton(sigma=2.0)),
+    ("solver", ["=dio_lightning.implicit.Picard"], Picard()),
+    ("transformation", ["=dio_lightning.transformations.FreeForm"], FreeForm()),
+    ("adjoint", ["=dio_lightning.implicit.ImplicitAdjoint"], ImplicitAdjoint()),
+    ("stop", ["=dio_lightning.implicit.Never"], Never()),
+]
+OTHER_SETTINGS = [
+    ("update", ["=GaussNewton", ".damping=0.02"], GaussNewton(sigma=2.0, damping=0.02)),
+    ("solver", ["=GradientDescent", ".rate=0.5"], GradientDescent(0.5)),
+    ("transformation", ["=StationaryVelocity", ".squarings=5"], StationaryVelocity(5)),
+    ("adjoint", [".steps=3"], PhantomAdjoint(3)),
+    ("stop", ["=Residual", ".rtol=0.01"], Residual(0.01)),
+]
+SAME_CLASSES = [("update", [".sigma=1.5"], Descent(sigma=1.5)), ("solver", [".rate=0.1"], Adam(0.1))]
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    ("part", "options", "expected"),
-    [
-        ("update", ["=GaussNewton"], GaussNewton(sigma=2.0)),
-        ("update", ["=dio_lightning.updates.GaussNewton", ".damping=0.02"], GaussNewton(sigma=2.0, damping=0.02)),
-        ("update", [".sigma=1.5"], Descent(sigma=1.5)),
-        ("solver", ["=dio_lightning.implicit.Picard"], Picard()),
-        ("solver", ["=GradientDescent", ".rate=0.5"], GradientDescent(0.5)),
-        ("solver", [".rate=0.1"], Adam(0.1)),
-        ("transformation", ["=dio_lightning.transformations.FreeForm"], FreeForm()),
-        ("transformation", ["=StationaryVelocity", ".squarings=5"], StationaryVelocity(5)),
-        ("adjoint", ["=ImplicitAdjoint", ".rtol=1e-3"], ImplicitAdjoint(rtol=1e-3)),
-        ("adjoint", [".steps=3"], PhantomAdjoint(3)),
-        ("stop", ["=Never"], Never()),
-        ("stop", ["=Residual", ".rtol=0.01"], Residual(0.01)),
-    ],
-    ids=str,
-)
-def test_each_part_of_the_layer_can_be_changed_on_the_command_line(built, tmp_path, form, part, options, expected):
+@pytest.mark.parametrize("parts", [OTHER_CLASSES, OTHER_SETTINGS, SAME_CLASSES], ids=["class", "settings", "same"])
+def test_each_part_of_the_layer_can_be_changed_on_the_command_line(built, tmp_path, form, parts):
     """Another class drops the old one's arguments, except those that it has too."""
     given = {
         "update": {"class_path": "dio_lightning.updates.Descent", "init_args": {"sigma": 2.0}},
@@ -98,14 +98,13 @@ def test_each_part_of_the_layer_can_be_changed_on_the_command_line(built, tmp_pa
         "stop": {"class_path": "dio_lightning.implicit.Stagnation", "init_args": {"eps": 0.01}},
     }
     (tmp_path / "given.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"layer": {"init_args": given}}}}))
-    flag = f"--model.{FORMS[form].format(part)}"
-    words = [
-        flag + option if option[0] == "=" or form == "short" else f"{flag}.init_args{option}" for option in options
-    ]
+    words = []
+    for part, options, _ in parts:
+        flag = f"--model.{FORMS[form].format(part)}"
+        words += [flag + ("" if option[0] == "=" or form == "short" else ".init_args") + option for option in options]
     layer = built("test", "--config", TINY, "--config", tmp_path / "given.yaml", *words).model.layer
-    assert getattr(layer, part) == expected
-    others = {"update": Descent(2.0), "solver": Adam(0.3), "adjoint": PhantomAdjoint(1)}
-    assert all(getattr(layer, name) == value for name, value in others.items() if name != part)
+    found = {part: getattr(layer, part) for part, _, _ in parts}
+    assert found == {part: expected for part, _, expected in parts}
 
 
 def test_a_config_file_names_another_update(built, tmp_path):

@@ -16,7 +16,7 @@ from dio_lightning.pair import Pair
 from dio_lightning.transformations import Diffeomorphism, FreeForm
 from dio_lightning.updates import Descent, GaussNewton
 
-LABELS = 4
+LABELS, MARGIN = 4, 0.05
 
 
 def pairs(**settings) -> SyntheticPairs:
@@ -26,7 +26,12 @@ def pairs(**settings) -> SyntheticPairs:
 def trainer(folder, **settings) -> Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return Trainer(
-        accelerator="cpu", default_root_dir=folder, enable_model_summary=False, inference_mode=False, **quiet, **settings
+        accelerator="cpu",
+        default_root_dir=folder,
+        enable_model_summary=False,
+        inference_mode=False,
+        **quiet,
+        **settings,
     )
 
 
@@ -163,9 +168,9 @@ def test_the_solver_needs_no_graph_outside_training() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[DIO, list[Pair]]:
-    """DIO after 60 steps on pairs whose intensities mislead, and unseen pairs."""
+    """DIO after 120 steps on pairs whose intensities mislead, and unseen pairs."""
     torch.manual_seed(0)
-    data = SyntheticPairs((32, 32), LABELS, 64, 1, 16, amplitude=2.5, smoothness=6.0, batch_size=4)
+    data = SyntheticPairs((32, 32), LABELS, 64, 1, 16, 3.0, 8.0, structure=4.0, texture=0.3, batch_size=4)
     model = DIO(
         UNet(channels=8, levels=(2, 1), spatial_dims=2, widths=(8, 16, 16)),
         OptimizerLayer((10, 10), solver=Adam(0.3), transformation=Diffeomorphism()),
@@ -173,7 +178,7 @@ def trained(tmp_path_factory) -> tuple[DIO, list[Pair]]:
         optimizer=lambda weights: torch.optim.Adam(weights, lr=2e-3),
     )
     folder = tmp_path_factory.mktemp("learning")
-    trainer(folder, max_steps=60, limit_val_batches=0, gradient_clip_val=10.0).fit(model, data)
+    trainer(folder, max_steps=120, limit_val_batches=0, gradient_clip_val=10.0).fit(model, data)
     return model.eval(), list(data.test_dataloader())
 
 

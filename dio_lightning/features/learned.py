@@ -74,6 +74,7 @@ class FeatureNetwork(FeaturePyramid):
                     nn.init.zeros_(module.bias)
         for head in self.heads.values() if self.residual else ():
             last = list(head.modules())[-1]
+            assert isinstance(last, nn.Conv2d | nn.Conv3d)
             with torch.no_grad():
                 last.weight[: self.in_channels] = 0
                 last.weight[self.in_channels :] *= START

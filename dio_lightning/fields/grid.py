@@ -22,11 +22,11 @@ def identity(size: Sequence[int], like: Tensor) -> Float[Tensor, "1 d *s"]:
 
 def sample(
     image: Shaped[Tensor, "b c *s"],
-    points: Float[Tensor, "b d *t"],
+    points: Float[Tensor, "#b d *t"],
     mode: str = "linear",
     padding: str = "border",
 ) -> Shaped[Tensor, "b c *t"]:
-    """Image at points in voxels; `linear` (twice differentiable) or `nearest` (any dtype, no gradient).
+    """Image at points in voxels, for each image or for all; `linear` (twice differentiable) or `nearest` (any dtype, no gradient).
 
     Outside the image it is the nearest border value (`border`) or zero (`zeros`).
 

@@ -34,7 +34,8 @@ class Descent(UpdateRule):
 
     The scale s is the variance of the fixed features, so that nothing depends on the scale of the features, which
     training is free to change. It is differentiated too: without that, an adjoint would spend itself on growing the
-    features, which changes nothing. `normalise=False` takes s = 1 and the mean over voxels, as the official code does.
+    features, which changes nothing. `normalise=False` takes the mean over voxels, and
+    steps in the coordinates of a grid from -1 to 1, as the official code does.
 
     Args:
         sigma: smoothing S_σ of the gradient, in voxels of the level (σ_grad).
@@ -89,6 +90,9 @@ class BoundDescent:
     def _regularise(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         """Scales energy and slope, adds those of the regulariser, and keeps the energy for the stop rule."""
         slope = slope / _per_sample(self.scale, u)
+        if not self.settings.normalise:
+            half = u.new_tensor([(extent - 1) / 2 for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
+            slope = slope * half**2  # once for the gradient, once for the step
         energy = value.detach() / self.scale.detach()
         if self.settings.regularity > 0:
             roughness, pull = diffusion_slope(u)
