@@ -35,7 +35,7 @@ def test_truth_and_landmarks_follow(sample, change):
     # nearest voxels of points half-way between two may differ after a flip
     assert agreement(sample) == 1 and agreement(changed) > 0.995
     for key in ("fixed_points", "moving_points"):
-        assert_close(world(changed, key), world(sample, key))
+        assert_close(world(changed, key), world(sample, key), atol=1e-4, rtol=0)
 
 
 def test_a_flip_undoes_itself(sample):

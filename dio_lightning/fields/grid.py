@@ -26,7 +26,7 @@ def sample(
     mode: str = "linear",
     padding: str = "border",
 ) -> Shaped[Tensor, "b c *t"]:
-    """Image at points in voxels, for each image or for all; `linear` (twice differentiable) or `nearest` (any dtype, no gradient).
+    """Image at points in voxels; `linear` (twice differentiable) or `nearest` (any dtype, no gradient).
 
     Outside the image it is the nearest border value (`border`) or zero (`zeros`).
 
