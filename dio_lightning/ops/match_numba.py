@@ -1,178 +1,16 @@
-"""Feature matching on the CPU: one pass over channels-last memory, compiled by Numba, on as many threads as torch has.
+"""Feature matching on the CPU: tensors to the compiled loops and back, on as many threads as torch has.
 
 A 2-D problem is a 3-D one with a single plane: clamping removes every derivative across it.
 """
 
-from typing import Any
-
 import numba
-import numpy as np
 import torch
-from numba import njit, prange
 from torch import Tensor
 
-# NaN must stay NaN: a diverged sample has to be seen by the solver. Everything else may be reordered, for SIMD.
-_FAST = {"reassoc", "contract", "arcp", "nsz"}
-_COPIES = 4  # most private copies of the moving gradient, which threads scatter to
+from dio_lightning.ops import match_kernels
 
-
-@njit(inline="always")
-def _cell(position: float, extent: int) -> Any:  # noqa: ANN401
-    """Lower and upper corner, fraction, and 1 where the border does not clamp the position (else 0)."""
-    moves = 1.0
-    if not (position > 0):
-        moves = 0.0
-        if position <= 0:
-            position = 0.0
-    elif position >= extent - 1:
-        position, moves = extent - 1.0, 0.0
-    finite = position == position
-    low = int(position) if finite else 0
-    return low, min(low + 1, extent - 1), position - low, moves
-
-
-def _compile_forward(blocks: bool) -> Any:  # noqa: ANN401
-    """Energy per row and gradient per voxel; with `blocks`, six sums of products and r² per voxel in `extra`."""
-
-    @njit(parallel=True, cache=True, fastmath=_FAST)
-    def forward(fixed, moving, u, energy, gradient, extra):  # noqa: ANN001, ANN202
-        batch, s0, s1, s2, channels = fixed.shape
-        scale = u.dtype.type(2.0 / channels)
-        for row in prange(batch * s0 * s1):
-            b, i, j = row // (s0 * s1), row // s1 % s0, row % s1
-            total = 0.0
-            for k in range(s2):
-                i0, i1, f0, m0 = _cell(i + u[b, 0, i, j, k], s0)
-                j0, j1, f1, m1 = _cell(j + u[b, 1, i, j, k], s1)
-                k0, k1, f2, m2 = _cell(k + u[b, 2, i, j, k], s2)
-                f0, f1, f2 = u.dtype.type(f0), u.dtype.type(f1), u.dtype.type(f2)
-                r0 = r1 = r2 = rr = q00 = q01 = q02 = q11 = q12 = q22 = u.dtype.type(0)
-                for c in range(channels):
-                    a = moving[b, i0, j0, k0, c]
-                    e00 = moving[b, i0, j0, k1, c] - a
-                    x00 = a + f2 * e00
-                    a = moving[b, i0, j1, k0, c]
-                    e01 = moving[b, i0, j1, k1, c] - a
-                    h0 = a + f2 * e01 - x00
-                    a = moving[b, i1, j0, k0, c]
-                    e10 = moving[b, i1, j0, k1, c] - a
-                    x10 = a + f2 * e10
-                    a = moving[b, i1, j1, k0, c]
-                    e11 = moving[b, i1, j1, k1, c] - a
-                    h1 = a + f2 * e11 - x10
-                    y0 = x00 + f1 * h0
-                    g0 = x10 + f1 * h1 - y0
-                    g1 = h0 + f0 * (h1 - h0)
-                    e0 = e00 + f1 * (e01 - e00)
-                    g2 = e0 + f0 * (e10 + f1 * (e11 - e10) - e0)
-                    r = y0 + f0 * g0 - fixed[b, i, j, k, c]
-                    r0 += r * g0
-                    r1 += r * g1
-                    r2 += r * g2
-                    rr += r * r
-                    if blocks:
-                        q00 += g0 * g0
-                        q01 += g0 * g1
-                        q02 += g0 * g2
-                        q11 += g1 * g1
-                        q12 += g1 * g2
-                        q22 += g2 * g2
-                gradient[b, 0, i, j, k] = scale * m0 * r0
-                gradient[b, 1, i, j, k] = scale * m1 * r1
-                gradient[b, 2, i, j, k] = scale * m2 * r2
-                total += rr
-                if blocks:
-                    extra[b, 0, i, j, k] = scale * m0 * q00
-                    extra[b, 1, i, j, k] = scale * m0 * m1 * q01
-                    extra[b, 2, i, j, k] = scale * m0 * m2 * q02
-                    extra[b, 3, i, j, k] = scale * m1 * q11
-                    extra[b, 4, i, j, k] = scale * m1 * m2 * q12
-                    extra[b, 5, i, j, k] = scale * m2 * q22
-                    extra[b, 6, i, j, k] = scale * rr
-            energy[row] = total / channels
-
-    return forward
-
-
-_forward, _forward_blocks = _compile_forward(False), _compile_forward(True)
-
-
-@njit(inline="always")
-def _scatter(target, weight, total, slope, residual):  # noqa: ANN001, ANN202
-    for c in range(len(total)):
-        target[c] += weight * total[c] + slope * residual[c]
-
-
-@njit(parallel=True, cache=True, fastmath=_FAST)
-def _backward(fixed, moving, u, of_value, v, of_fixed, of_moving, of_u):  # noqa: ANN001, ANN202
-    """Gradients of ⟨of_value, E⟩ + ⟨v, ρ⟩; `of_moving` has a leading axis of private copies, one a thread."""
-    batch, s0, s1, s2, channels = fixed.shape
-    scale = u.dtype.type(2.0 / channels)
-    copies = of_moving.shape[0]
-    rows = batch * s0 * s1
-    for copy in prange(copies):
-        residual, total = np.empty(channels, u.dtype), np.empty(channels, u.dtype)
-        for row in range(copy * rows // copies, (copy + 1) * rows // copies):
-            b, i, j = row // (s0 * s1), row // s1 % s0, row % s1
-            target = of_moving[copy, b]
-            weight = of_value[b]
-            for k in range(s2):
-                i0, i1, f0, m0 = _cell(i + u[b, 0, i, j, k], s0)
-                j0, j1, f1, m1 = _cell(j + u[b, 1, i, j, k], s1)
-                k0, k1, f2, m2 = _cell(k + u[b, 2, i, j, k], s2)
-                f0, f1, f2 = u.dtype.type(f0), u.dtype.type(f1), u.dtype.type(f2)
-                v0 = u.dtype.type(m0) * v[b, 0, i, j, k]
-                v1 = u.dtype.type(m1) * v[b, 1, i, j, k]
-                v2 = u.dtype.type(m2) * v[b, 2, i, j, k]
-                p0, p1, p2 = 1 - f0, 1 - f1, 1 - f2
-                # D w_k of the eight corners, D being the derivative along v
-                d000 = -v0 * p1 * p2 - p0 * v1 * p2 - p0 * p1 * v2
-                d001 = -v0 * p1 * f2 - p0 * v1 * f2 + p0 * p1 * v2
-                d010 = -v0 * f1 * p2 + p0 * v1 * p2 - p0 * f1 * v2
-                d011 = -v0 * f1 * f2 + p0 * v1 * f2 + p0 * f1 * v2
-                d100 = v0 * p1 * p2 - f0 * v1 * p2 - f0 * p1 * v2
-                d101 = v0 * p1 * f2 - f0 * v1 * f2 + f0 * p1 * v2
-                d110 = v0 * f1 * p2 + f0 * v1 * p2 - f0 * f1 * v2
-                d111 = v0 * f1 * f2 + f0 * v1 * f2 + f0 * f1 * v2
-                w000, w001, w010, w011 = p0 * p1 * p2, p0 * p1 * f2, p0 * f1 * p2, p0 * f1 * f2
-                w100, w101, w110, w111 = f0 * p1 * p2, f0 * p1 * f2, f0 * f1 * p2, f0 * f1 * f2
-                u0 = u1 = u2 = u.dtype.type(0)
-                for c in range(channels):
-                    a000, a001 = moving[b, i0, j0, k0, c], moving[b, i0, j0, k1, c]
-                    a010, a011 = moving[b, i0, j1, k0, c], moving[b, i0, j1, k1, c]
-                    a100, a101 = moving[b, i1, j0, k0, c], moving[b, i1, j0, k1, c]
-                    a110, a111 = moving[b, i1, j1, k0, c], moving[b, i1, j1, k1, c]
-                    e00, e01, e10, e11 = a001 - a000, a011 - a010, a101 - a100, a111 - a110
-                    x00, x10 = a000 + f2 * e00, a100 + f2 * e10
-                    h0, h1 = a010 + f2 * e01 - x00, a110 + f2 * e11 - x10
-                    y0 = x00 + f1 * h0
-                    g0 = x10 + f1 * h1 - y0
-                    g1 = h0 + f0 * (h1 - h0)
-                    e0, e1 = e00 + f1 * (e01 - e00), e10 + f1 * (e11 - e10)
-                    g2 = e0 + f0 * (e1 - e0)
-                    r = scale * (y0 + f0 * g0 - fixed[b, i, j, k, c])
-                    along = scale * (v0 * g0 + v1 * g1 + v2 * g2) + weight * r
-                    h01, h02 = h1 - h0, e1 - e0
-                    h12 = e01 - e00 + f0 * (e11 - e10 - e01 + e00)
-                    u0 += along * g0 + r * (h01 * v1 + h02 * v2)
-                    u1 += along * g1 + r * (h01 * v0 + h12 * v2)
-                    u2 += along * g2 + r * (h02 * v0 + h12 * v1)
-                    residual[c] = r
-                    total[c] = along
-                for c in range(channels):
-                    of_fixed[b, i, j, k, c] = -total[c]
-                # one corner at a time: at a border two corners are the same voxel, so together they are no SIMD loop
-                _scatter(target[i0, j0, k0], w000, total, d000, residual)
-                _scatter(target[i0, j0, k1], w001, total, d001, residual)
-                _scatter(target[i0, j1, k0], w010, total, d010, residual)
-                _scatter(target[i0, j1, k1], w011, total, d011, residual)
-                _scatter(target[i1, j0, k0], w100, total, d100, residual)
-                _scatter(target[i1, j0, k1], w101, total, d101, residual)
-                _scatter(target[i1, j1, k0], w110, total, d110, residual)
-                _scatter(target[i1, j1, k1], w111, total, d111, residual)
-                of_u[b, 0, i, j, k] = u.dtype.type(m0) * u0
-                of_u[b, 1, i, j, k] = u.dtype.type(m1) * u1
-                of_u[b, 2, i, j, k] = u.dtype.type(m2) * u2
+_COPIES = 4
+"""Most private copies of the moving gradient, which threads scatter to."""
 
 
 def match(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +33,7 @@ def _run_forward(fixed: Tensor, moving: Tensor, u: Tensor, blocks: bool) -> tupl
     gradient = torch.empty_like(v)
     extra = v.new_empty((b, 7, s0, s1, s2) if blocks else (1, 1, 1, 1, 1))
     _threads()
-    kernel = _forward_blocks if blocks else _forward
+    kernel = match_kernels.forward_blocks if blocks else match_kernels.forward
     kernel(*(t.numpy() for t in (f, m, v, energy, gradient, extra)))
     return energy.view(b, -1).sum(1).to(u.dtype), _lower(gradient[:, 3 - u.shape[1] :], u), extra
 
@@ -207,7 +45,9 @@ def match_adjoint(
     f, m, w, v = _lift(fixed), _lift(moving), _lift_field(u), _lift_field(of_gradient)
     of_fixed, of_u = torch.empty_like(f), torch.empty_like(w)
     of_moving = f.new_zeros(min(_threads(), _COPIES), *f.shape)
-    _backward(*(t.numpy() for t in (f, m, w, of_value.detach().contiguous(), v, of_fixed, of_moving, of_u)))
+    match_kernels.backward(
+        *(t.numpy() for t in (f, m, w, of_value.detach().contiguous(), v, of_fixed, of_moving, of_u))
+    )
     of_moving = of_moving[0] if len(of_moving) == 1 else of_moving.sum(0)
     shape = fixed.shape
     return (
