@@ -6,11 +6,9 @@
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
@@ -18,6 +16,7 @@ import torch
 from timing import Row, Size, shifted_features
 from torch import Tensor
 
+from dio_lightning.callbacks.scores import peak_memory
 from dio_lightning.features import UNet
 from dio_lightning.implicit import Never
 from dio_lightning.layers import OptimizerLayer
@@ -67,10 +66,10 @@ def training_step(steps: int, size: Size) -> Step:
         saved += tensor.nbytes
         return tensor
 
-    before, start = _peak_mb(), perf_counter()
+    before, start = peak_memory(torch.device("cpu")), perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         _run(steps, size)
-    return Step(perf_counter() - start, saved / MB, _peak_mb() - before)
+    return Step(perf_counter() - start, saved / MB, peak_memory(torch.device("cpu")) - before)
 
 
 def _run(steps: int, size: Size) -> None:
@@ -85,16 +84,6 @@ def _run(steps: int, size: Size) -> None:
         "moving_label": (moving > 0).short(),
     }
     module.training_step(pair, 0).backward()
-
-
-def _peak_mb() -> float:
-    """Peak resident memory; on Linux from /proc, because getrusage starts with the peak of the parent process."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MB if sys.platform == "darwin" else peak / 1024
 
 
 def _in_a_process(steps: int, size: Size) -> Step:

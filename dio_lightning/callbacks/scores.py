@@ -158,10 +158,15 @@ class RegistrationScores(Callback):
 def peak_memory(device: torch.device) -> float:
     """MiB: on CUDA the most memory allocated since the last reset, else the peak resident memory of the process.
 
-    NaN on Windows without CUDA, where the operating system does not tell.
+    On Linux it is read from /proc, because getrusage starts with the peak of the parent process. NaN on Windows without
+    CUDA, where the operating system does not tell.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
     if sys.platform == "win32":
         return float("nan")
     import resource
