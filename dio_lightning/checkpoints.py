@@ -31,11 +31,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-class BestAndLast(ModelCheckpoint):
-    """best.ckpt by validation Dice and last.ckpt after every epoch; data without labels have no best."""
+class Best(ModelCheckpoint):
+    """best.ckpt by validation Dice; data without labels have none."""
 
     def __init__(self, dirpath: str | Path, monitor: str = "val/dice", mode: str = "max") -> None:
-        super().__init__(dirpath, "best", monitor, mode=mode, save_last=True, enable_version_counter=False)
+        super().__init__(dirpath, "best", monitor, mode=mode, enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score so far; that of a run in another folder says nothing of this one."""
@@ -46,6 +46,13 @@ class BestAndLast(ModelCheckpoint):
         # Lightning raises here when validation ran and did not log the score
         if self.monitor in monitor_candidates:
             super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+
+class Last(ModelCheckpoint):
+    """last.ckpt after every epoch; ModelCheckpoint's own `save_last` follows the best and may be epochs behind."""
+
+    def __init__(self, dirpath: str | Path) -> None:
+        super().__init__(dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False)
 
 
 def trained_config(path: Path) -> dict[str, Any]:

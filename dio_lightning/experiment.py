@@ -19,7 +19,7 @@ from dio_lightning.callbacks.files import write_atomic
 from dio_lightning.callbacks.panels import Panels
 from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.callbacks.writer import FieldWriter
-from dio_lightning.checkpoints import CONFIG, AtomicCheckpointIO, BestAndLast, load_weights, trained_config
+from dio_lightning.checkpoints import CONFIG, AtomicCheckpointIO, Best, Last, load_weights, trained_config
 from dio_lightning.errors import debugging, fail
 from dio_lightning.modules import RegistrationModule
 
@@ -111,7 +111,7 @@ class RegistrationCLI(LightningCLI):
         scores: Callback = RegistrationScores()
         others: list[Callback] = []
         if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
-            others.append(BestAndLast(root / "checkpoints"))
+            others += [Best(root / "checkpoints"), Last(root / "checkpoints")]
         if self.subcommand == "fit" and config["logger"]:
             others.append(LearningRateMonitor())
         if self.subcommand == "test":

@@ -118,3 +118,12 @@ def test_two_processes_score_as_one(command, tmp_path, rows):
     assert rows(tmp_path / "two") == rows(tmp_path / "one") and len(rows(tmp_path / "one")) == 3
     summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
     assert summaries[0]["dice"] == summaries[1]["dice"]
+
+
+def test_the_last_checkpoint_is_the_last_epoch_even_if_an_earlier_one_was_better(command, tmp_path):
+    still = ["--trainer.max_epochs", "3", "--model.optimizer.lr", "0"]
+    command("fit", "--config", TINY, "--trainer.default_root_dir", str(tmp_path), *still)
+    epochs = {
+        name: torch.load(tmp_path / f"checkpoints/{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")
+    }
+    assert epochs == {"best": 0, "last": 2}
