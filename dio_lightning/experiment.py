@@ -129,6 +129,10 @@ class RegistrationCLI(LightningCLI):
                 callback.dirpath = str((root / "checkpoints").resolve())
         return everything
 
+    def before_fit(self) -> None:
+        """Refuse what cannot be trained before the run's folder is made."""
+        self.model.check_trainable()
+
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True} | SUBCOMMAND_DEFAULTS.get(subcommand, {}))

@@ -149,3 +149,10 @@ def test_print_config_shows_the_checkpoint_with_the_command_line_over_it(trained
     assert not stopped.value.code
     assert config["model"]["init_args"]["layer"]["init_args"]["iterations"] == [7, 7]
     assert config["trainer"]["inference_mode"] is False
+
+
+def test_what_cannot_be_trained_leaves_nothing_behind(command, capsys, tmp_path):
+    run = tmp_path / "run"
+    classical = ["--config", TINY, "--model.features", "Intensity", "--model.features.levels", "[2,1]"]
+    assert "no weights to train" in refused(command, capsys, "fit", *classical, "--trainer.default_root_dir", str(run))
+    assert not run.exists()

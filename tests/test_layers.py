@@ -232,3 +232,8 @@ def test_the_clamp_keeps_most_values_and_bounds_the_rest() -> None:
 def test_wrong_settings_get_one_sentence(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimizerLayer(**arguments)
+
+
+def test_gauss_newton_refuses_the_official_scale() -> None:
+    with pytest.raises(ValueError, match="normalise must be true"):
+        GaussNewton(normalise=False)

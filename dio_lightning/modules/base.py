@@ -55,10 +55,15 @@ class RegistrationModule(LightningModule):
         """The displacement on the pair's grid."""
         return self._solve(pair)[2]
 
-    def training_step(self, pair: Pair, index: int) -> Tensor:
-        """The loss of one batch."""
+    def check_trainable(self) -> None:
+        """Raises ValueError if there is nothing to train, or nothing to train it with."""
+        if not any(p.requires_grad for p in self.parameters()):
+            raise ValueError(f"{type(self).__name__} has no weights to train: run test or predict instead of fit")
         if self.objective is None:
             raise ValueError(f"{type(self).__name__} has no objective to train with: set model.objective")
+
+    def training_step(self, pair: Pair, index: int) -> Tensor:
+        """The loss of one batch."""
         work, solutions, _ = self._solve(pair)
         terms = self._terms(work, solutions)
         self._report(terms, solutions, "train", len(pair["fixed"]))
@@ -78,8 +83,7 @@ class RegistrationModule(LightningModule):
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401
         """The optimizer, and the scheduler where there is one."""
-        if not any(p.requires_grad for p in self.parameters()):
-            raise ValueError(f"{type(self).__name__} has no weights to train: run test or predict instead of fit")
+        self.check_trainable()
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return optimizer

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dio_lightning.fields import gaussian_smooth
 from dio_lightning.implicit import Update
+from dio_lightning.implicit.batch import spread
 from dio_lightning.ops import match
 from dio_lightning.transformations import Transformation
 
@@ -34,8 +35,8 @@ class Descent(UpdateRule):
 
     The scale s is the variance of the fixed features, so that nothing depends on the scale of the features, which
     training is free to change. It is differentiated too: without that, an adjoint would spend itself on growing the
-    features, which changes nothing. `normalise=False` takes the mean over voxels, and
-    steps in the coordinates of a grid from -1 to 1, as the official code does.
+    features, which changes nothing. `normalise=False` takes the mean over voxels, and steps in the coordinates of a
+    grid from -1 to 1, as the official code does.
 
     Args:
         sigma: smoothing S_σ of the gradient, in voxels of the level (σ_grad).
@@ -89,7 +90,7 @@ class BoundDescent:
 
     def _regularise(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         """Scales energy and slope, adds those of the regulariser, and keeps the energy for the stop rule."""
-        slope = slope / _per_sample(self.scale, u)
+        slope = slope / spread(self.scale, u)
         if not self.settings.normalise:
             half = u.new_tensor([(extent - 1) / 2 for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
             slope = slope * half**2  # once for the gradient, once for the step
@@ -120,7 +121,3 @@ def _scale(fixed: Tensor, normalise: bool) -> Tensor:
         return torch.full((len(fixed),), float(flat.shape[2]), dtype=flat.dtype, device=flat.device)
     variance = flat.var(dim=2).mean(1)
     return torch.where(variance > 0, variance, torch.ones_like(variance))
-
-
-def _per_sample(x: Tensor, like: Tensor) -> Tensor:
-    return x.view(-1, *[1] * (like.ndim - 1))

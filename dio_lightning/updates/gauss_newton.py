@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dio_lightning.implicit.batch import spread
 from dio_lightning.ops import match, match_blocks
 from dio_lightning.transformations import Transformation
 from dio_lightning.updates.descent import BoundDescent, Descent
@@ -30,6 +31,8 @@ class GaussNewton(Descent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.normalise:
+            raise ValueError("GaussNewton has no scale to leave out: normalise must be true, False is for Descent")
         if self.damping <= 0 or self.residual_damping < 0 or self.max_step <= 0:
             raise ValueError(
                 f"damping is {self.damping}, residual_damping {self.residual_damping}, max_step {self.max_step}: "
@@ -59,7 +62,7 @@ class BoundGaussNewton(BoundDescent):
         value, slope, block, residual = match_blocks(self.fixed, self.moving, z)
         if torch.is_grad_enabled():
             value, slope = match(self.fixed, self.moving, z)
-        settings, scale = self.settings, self.scale.detach().view(-1, *[1] * (z.ndim - 1))
+        settings, scale = self.settings, spread(self.scale.detach(), z)
         damping = settings.damping * 2 + settings.residual_damping * residual / scale
         step = -solve_blocks(block / scale, damping, self._regularise(z, value, slope))
         length = step.detach().square().sum(1, keepdim=True).sqrt()
