@@ -12,6 +12,7 @@ from data_modules.augment import Augmented
 from data_modules.base import PairDataModule, Sample, Split
 from data_modules.checks import check_files, check_kinds, spatial_dims, unique_cases
 from data_modules.layout import CasePair, Layout, read_layout
+from data_modules.slices import Plane, SlicePairs, Slicing
 from data_modules.subjects import Subjects
 from data_modules.transforms import Normalise
 
@@ -33,6 +34,11 @@ class Learn2Reg(PairDataModule):
     `registration_test` the test pairs are the validation pairs. Labels, masks and landmarks lie beside imagesTr in
     labelsTr, masksTr and keypointsTr. Cases of validation and test pairs are never drawn for unpaired training.
 
+    With `plane` every volume is cut into two-dimensional slices, paired at equal index. Training draws from all slices
+    of all candidate pairs, in epochs as long as without `plane`; validation, test and prediction read the slices first,
+    first + every, ... of each pair in order. Ids end in the index (`_s040`), and landmarks are dropped. Without `cache`
+    a volume is read for every slice.
+
     Args:
         root: The folder.
         json: Name of the dataset JSON, if there are several.
@@ -52,8 +58,13 @@ class Learn2Reg(PairDataModule):
         labels: The labels kept, with their numbers; others become background.
         crop: Voxels of a random crop of every training pair; an axis that is shorter stays whole.
         flips: Axes along which training pairs are flipped with probability one half.
+        plane: Cut volumes into slices of this plane. The affine says across which array axis; it must be the same one,
+            and as long, in all cases. `crop` and `flips` then count the two axes that are left.
+        slices: First and last index along that axis, both included. Default: all.
+        every: Step from slice to slice in validation, test and prediction.
 
     Raises:
+        ValueError: if an argument is not as expected.
         FileNotFoundError, ValueError: in `setup`, with up to five sentences that name file, value and expectation.
     """
 
@@ -73,6 +84,9 @@ class Learn2Reg(PairDataModule):
         labels: Literal["all"] | list[int] = "all",
         crop: Sequence[int] | None = None,
         flips: Sequence[int] = (),
+        plane: Plane | None = None,
+        slices: tuple[int, int] | None = None,
+        every: int = 1,
     ) -> None:
         super().__init__(batch_size, num_workers, steps_per_epoch, seed)
         if clip is not None and not clip[0] < clip[1]:
@@ -83,6 +97,11 @@ class Learn2Reg(PairDataModule):
             raise ValueError(f"labels is {labels}, expected 'all' or a list of labels of at least 1")
         if (crop is not None and min(crop) < 1) or (flips and not {*flips} <= {0, 1, 2}):
             raise ValueError(f"crop is {crop} and flips {flips}, expected sizes of at least 1 and axes among 0, 1, 2")
+        if plane is None and (slices is not None or every != 1):
+            raise ValueError(f"slices is {slices} and every {every}, expected a plane with them")
+        if plane is not None and (2 in flips or len(crop or ()) > 2):
+            raise ValueError(f"crop is {crop} and flips {flips}, expected the two axes of a slice, 0 and 1")
+        self.slicing = Slicing(plane, slices, every) if plane is not None else None
         self.crop, self.flips = crop, flips
         self.root, self.json, self.test_split = Path(root).expanduser(), json, test_split
         self.pairing, self.cache = pairing, cache
@@ -105,12 +124,18 @@ class Learn2Reg(PairDataModule):
             check_kinds(part)
         progress = self.trainer is None or self.trainer.is_global_zero
         check_files(pairs, progress)
+        if self.slicing is not None:
+            self.slicing.check(unique_cases(pairs))
         if self.cache:
             self.subjects.fill(pairs, progress)
 
     def dataset(self, split: Split) -> Dataset:
-        """Pairs of a split; those of training are augmented."""
-        pairs = _PairList(self.subjects, self.pairs(split))
+        """Pairs of a split, or their slices; those of training are augmented."""
+        listed = self.pairs(split)
+        pairs: Dataset = _PairList(self.subjects, listed)
+        if self.slicing is not None:
+            axis, indices = self.slicing.cuts(listed[0][0], training=split == "train")
+            pairs = SlicePairs(pairs, axis, indices)
         return Augmented(pairs, self.crop, self.flips) if split == "train" and (self.crop or self.flips) else pairs
 
     def pairs(self, split: Split) -> list[CasePair]:
@@ -150,7 +175,9 @@ class Learn2Reg(PairDataModule):
 
     @property
     def spatial_dims(self) -> int:
-        """Dimensions of the first case."""
+        """Dimensions of the first case; 2 for slices."""
+        if self.slicing is not None:
+            return 2
         layout = self.layout
         cases = layout.cases or unique_cases([*layout.train, *layout.val, *layout.test])
         if not cases:

@@ -28,6 +28,7 @@ class ScoreOptions:
     landmarks_order: Order = 3
     unit_spacing: bool = False
     masked: bool = False
+    min_voxels: int = 1
 
 
 def one_pair(pair: Pair, index: int) -> Pair:
@@ -36,7 +37,7 @@ def one_pair(pair: Pair, index: int) -> Pair:
 
 
 def score_pair(u: Tensor, pair: Pair, options: ScoreOptions) -> tuple[Row, list[Row]]:
-    """Scores of a batch of one, u (1, d, *s) in voxels: one row, and one row per label present in both images.
+    """Scores of a batch of one, u (1, d, *s) in voxels: one row, and one row per label that counts.
 
     Only scores whose inputs the pair holds. <score>_identity are those of u = 0. dice, hd95 and hd are means over
     labels, hd95 and hd without the hd_missed structures that the warp lost.
@@ -79,9 +80,9 @@ def _fit(u: Tensor, pair: Pair, options: ScoreOptions) -> tuple[Row, list[Row]]:
 def _overlap(u: Tensor, fixed: Tensor, moving: Tensor, spacing: Tensor, options: ScoreOptions) -> tuple[Row, list[Row]]:
     warped = warp_label(moving, u, options.dice)
     largest = max(int(fixed.max()), int(moving.max()), 0)
-    present = (label_sizes(fixed, largest) > 0) & (label_sizes(moving, largest) > 0)
-    values = (present[0].nonzero().flatten() + 1).tolist()
-    dice = dice_per_label(fixed, warped, moving, largest)[0]
+    counts = torch.minimum(label_sizes(fixed, largest), label_sizes(moving, largest))[0] >= options.min_voxels
+    values = (counts.nonzero().flatten() + 1).tolist()
+    dice = dice_per_label(fixed, warped, moving, largest)[0].where(counts, torch.nan)
     row: Row = {"dice": dice.nanmean().item()}
     labels: list[Row] = [{"label": value, "dice": dice[value - 1].item()} for value in values]
     if options.surface:

@@ -94,6 +94,8 @@ def cut(batch: Pair, displacement: Tensor, sample: int, axis: int) -> Plane:
 def _upright(stack: Array, affine: Array, d: int) -> tuple[Array, Array]:
     """Channels (4 images, inside, d coordinates; each *s) with axes to the right, front and top, and their spacing."""
     turn = io_orientation(affine)[:d].astype(int)
+    # a slice keeps two of the body's three axes, in their order
+    turn[:, 0] = turn[:, 0].argsort().argsort()
     spacing = np.empty(d)
     coordinates = np.empty_like(stack[5:])
     for old, (new, flip) in enumerate(turn):

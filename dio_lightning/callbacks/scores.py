@@ -46,6 +46,7 @@ class RegistrationScores(Callback):
         unit_spacing: bool = False,
         surface_in_validation: bool = False,
         masked: bool = False,
+        min_voxels: int = 1,
     ) -> None:
         """Choose the scores.
 
@@ -57,17 +58,20 @@ class RegistrationScores(Callback):
             unit_spacing: Hausdorff distances in voxels, as Learn2Reg reports them, instead of mm.
             surface_in_validation: Hausdorff distances in validation too.
             masked: folds, sdlogj and std_logj inside fixed_mask alone, as Learn2Reg evaluates lungs.
+            min_voxels: a label counts for a pair if both label maps, before the warp, have this many voxels of it.
 
         Raises:
-            ValueError: dice or landmarks_order is another value.
+            ValueError: dice or landmarks_order is another value, or min_voxels is below 1.
         """
         if dice not in ("nearest", "linear"):
             raise ValueError(f"RegistrationScores: dice must be 'nearest' or 'linear', not {dice!r}")
         if landmarks_order not in (1, 3):
             raise ValueError(f"RegistrationScores: landmarks_order must be 1 or 3, not {landmarks_order!r}")
-        self.test_options = ScoreOptions(dice, surface, landmarks_order, unit_spacing, masked)
+        if min_voxels < 1:
+            raise ValueError(f"RegistrationScores: min_voxels must be at least 1, not {min_voxels!r}")
+        self.test_options = ScoreOptions(dice, surface, landmarks_order, unit_spacing, masked, min_voxels)
         # linear interpolation at landmarks in validation: fitting splines would take longer than the epoch
-        self.val_options = ScoreOptions(dice, surface and surface_in_validation, 1, unit_spacing, masked)
+        self.val_options = ScoreOptions(dice, surface and surface_in_validation, 1, unit_spacing, masked, min_voxels)
         self.print_table = print_table
         self._scored: list[Scored] = []
         self._start = 0.0
