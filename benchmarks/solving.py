@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from timing import Row, Size, Stopwatch, shifted_features
 
-from dio_lightning.features.base import average_pool, channels_last
+from dio_lightning.features.base import average_pool
 from dio_lightning.implicit import Adam, Never, Picard
 from dio_lightning.layers import OptimizerLayer
+from dio_lightning.networks.blocks import channels_last
 from dio_lightning.transformations import Diffeomorphism, FreeForm, Transformation
 from dio_lightning.updates import Descent, GaussNewton
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dio_lightning.features.base import channels_last
 from dio_lightning.fields import gaussian_smooth, warp
+from dio_lightning.networks.blocks import channels_last
 
 Size = tuple[int, ...]
 

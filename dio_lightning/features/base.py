@@ -4,10 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from dio_lightning.networks.blocks import channels_last
 
 
 class FeaturePyramid(nn.Module, ABC):
@@ -56,8 +57,3 @@ def average_pool(image: Float[Tensor, "b c *s"], factor: int) -> Float[Tensor, "
         return image
     pool = {4: F.avg_pool2d, 5: F.avg_pool3d}[image.ndim]
     return pool(image, factor, ceil_mode=True, count_include_pad=False)
-
-
-def channels_last(x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
-    """The same tensor with channels fastest in memory, as the matching operator reads it."""
-    return x.contiguous(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.ndim])

@@ -1,20 +1,9 @@
 """Blocks of the feature networks, in 2-D and 3-D."""
 
 import torch
-from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
-
-def conv(
-    spatial_dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True
-) -> nn.Module:
-    """Convolution that keeps the size (or divides it by the stride)."""
-    return Conv[Conv.CONV, spatial_dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
-
-
-def max_pool(spatial_dims: int) -> nn.Module:
-    """Maximum over blocks of 2^d voxels, or of what is left of a block at the far side."""
-    return Pool[Pool.MAX, spatial_dims](2, ceil_mode=True)
+from dio_lightning.networks.blocks import conv
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dio_lightning.features.blocks import LargeKernel, conv, conv_norm, double_conv, max_pool
+from dio_lightning.features.blocks import LargeKernel, conv_norm, double_conv
 from dio_lightning.features.learned import FeatureNetwork, Precision
+from dio_lightning.networks.blocks import conv, max_pool
 
 
 class UNetE(FeatureNetwork):

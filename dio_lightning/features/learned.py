@@ -3,16 +3,14 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dio_lightning.features.base import FeaturePyramid, average_pool
+from dio_lightning.networks.blocks import Precision, autocast, check_precision
 
-Precision = Literal["float32", "bfloat16"]
 START = 0.03
 """Size of the channels beside the image at a residual start; images are in [0, 1]."""
 
@@ -44,8 +42,7 @@ class FeatureNetwork(FeaturePyramid):
         precision: Precision,
     ) -> None:
         super().__init__(levels, channels)
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f'precision must be "float32" or "bfloat16", not {precision!r}.')
+        check_precision(precision)
         if residual and channels < in_channels:
             raise ValueError(f"A residual start needs channels >= in_channels, not {channels} < {in_channels}.")
         if intensity_scale <= 0:
@@ -56,8 +53,7 @@ class FeatureNetwork(FeaturePyramid):
 
     def extract(self, image: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
         """Head outputs of the asked levels, plus the image if residual."""
-        bfloat16 = self.precision == "bfloat16"
-        with torch.autocast(image.device.type, torch.bfloat16) if bfloat16 else nullcontext():
+        with autocast(image, self.precision):
             features = self.network(image.contiguous(), levels)
         return [self._add_image(features[level], image, level) for level in levels]
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dio_lightning.features.blocks import LargeKernel, conv, conv_norm
+from dio_lightning.features.blocks import LargeKernel, conv_norm
 from dio_lightning.features.learned import FeatureNetwork, Precision
+from dio_lightning.networks.blocks import conv
 
 
 class LKU(FeatureNetwork):

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dio_lightning.features.blocks import conv, double_conv, max_pool, norm_conv
+from dio_lightning.features.blocks import double_conv, norm_conv
 from dio_lightning.features.learned import FeatureNetwork, Precision
+from dio_lightning.networks.blocks import conv, max_pool
 
 
 class UNet(FeatureNetwork):

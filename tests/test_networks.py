@@ -1,0 +1,76 @@
+"""VoxelMorph's U-Net: the published one, and indifferent to size and memory format."""
+
+import pytest
+import torch
+from monai.networks.nets.voxelmorph import VoxelMorphUNet
+from torch import nn
+from torch.testing import assert_close
+
+from dio_lightning.networks import VxmUNet
+
+
+def convolutions(network: nn.Module) -> list[nn.Module]:
+    return [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+
+
+@pytest.mark.parametrize(("inputs", "weights"), [(2, 327_331), (5, 328_627)])
+def test_it_has_the_published_number_of_weights(inputs, weights) -> None:
+    assert sum(p.numel() for p in VxmUNet(inputs).parameters()) == weights
+
+
+@pytest.mark.parametrize("size", [(32, 48), (16, 32, 16)])
+def test_it_computes_what_monai_computes(size) -> None:
+    d = len(size)
+    ours = VxmUNet(2, d)
+    theirs = VoxelMorphUNet(
+        spatial_dims=d,
+        in_channels=2,
+        unet_out_channels=32,
+        channels=(16, 32, 32, 32, 32, 32, 32, 32),
+        final_conv_channels=(16, 16),
+    )
+    nn.init.normal_(ours.head.weight, std=0.1)
+    # MONAI nests its scales, so that its order is another: down, bottom, up, final
+    order = [*ours.encoder, *ours.decoder, *ours.final, ours.head]
+    mine, other = [c for part in order for c in convolutions(part)], convolutions(theirs)
+    assert [c.weight.shape for c in mine] == [c.weight.shape for c in other]
+    joined = [c for part in (*ours.decoder[1:], ours.final[0]) for c in convolutions(part)]
+    for source, target in zip(mine, other, strict=True):
+        state = source.state_dict()
+        if source in joined:
+            # MONAI joins skip and field in the other order
+            state["weight"] = torch.cat([state["weight"][:, 32:], state["weight"][:, :32]], 1)
+        target.load_state_dict(state)
+    x = torch.rand(2, 2, *size)
+    assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(17, 30), (9, 16, 21), (1, 33)])
+def test_any_size_is_taken(size) -> None:
+    assert VxmUNet(3, len(size), 1)(torch.rand(1, 3, *size)).shape == (1, 1, *size)
+
+
+def test_it_starts_near_zero_and_float32_comes_out_of_bfloat16() -> None:
+    x = torch.rand(1, 2, 32, 32)
+    full, half = VxmUNet(2, 2), VxmUNet(2, 2, precision="bfloat16")
+    half.load_state_dict(full.state_dict())
+    assert 0 < float(full(x).detach().abs().max()) < 1e-3
+    assert half(x).dtype == torch.float32
+    assert_close(half(x), full(x), rtol=0.1, atol=1e-6)
+
+
+def test_the_memory_format_changes_nothing() -> None:
+    net, x = VxmUNet(2, 2), torch.rand(2, 2, 24, 16)
+    assert_close(net(x), net(x.contiguous(memory_format=torch.channels_last)))
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    net, x = VxmUNet(2, 2), torch.rand(3, 2, 32, 16)
+    nn.init.normal_(net.head.weight)
+    assert_close(net(x)[1:2], net(x[1:2]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"encoder": (16,)}, {"final": ()}])
+def test_a_wrong_setting_is_one_sentence(wrong) -> None:
+    with pytest.raises(ValueError, match="encoder"):
+        VxmUNet(2, **wrong)
