@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from dio_lightning.implicit.adjoints import Adjoint, PhantomAdjoint
-from dio_lightning.implicit.iterate import Advance, iterate
+from dio_lightning.implicit.iterate import Advance, Observe, iterate
 from dio_lightning.implicit.solution import Solution, Update
 from dio_lightning.implicit.solvers import Picard, Solver
 from dio_lightning.implicit.stopping import Residual, StopRule
@@ -19,10 +19,11 @@ def fixed_point(
     max_steps: int = 50,
     stop: StopRule = Residual(1e-3),
     advance: Advance = torch.add,
+    observe: Observe | None = None,
 ) -> Solution:
     """Find z (b, ...) with update(z) = z from z0; its gradient is the adjoint's. Errors as in `iterate`."""
 
     def solve(z: Tensor) -> Solution:
-        return iterate(update, z, solver, max_steps=max_steps, stop=stop, advance=advance)
+        return iterate(update, z, solver, max_steps=max_steps, stop=stop, advance=advance, observe=observe)
 
     return adjoint(solve, update, z0)

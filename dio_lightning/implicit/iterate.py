@@ -13,6 +13,8 @@ from dio_lightning.implicit.stopping import Evaluation, Residual, StopRule
 
 Advance = Callable[[Tensor, Tensor], Tensor]
 """(z, increment) -> next z, all (b, ...)."""
+Observe = Callable[[Tensor], None]
+"""Sees z (b, ...) after every step."""
 
 
 def iterate(
@@ -24,12 +26,14 @@ def iterate(
     stop: StopRule = Residual(1e-3),
     advance: Advance = torch.add,
     divergence: float = 1e6,
+    observe: Observe | None = None,
 ) -> Solution:
     """Step from z0 (b, ...) towards update(z) = z until `stop` fires or `max_steps` are taken, sample by sample.
 
     A stopped sample keeps its value exactly while the others go on. A sample fails where the update or the
     step gives NaN or infinity, or where ||f(z) - z|| exceeds `divergence` times its first value; it returns its
     last finite state and does not touch the others. Records a graph through all steps if gradients are enabled.
+    `observe` sees z after every step and must not change it.
     Raises ValueError for a z0 without batch axis, max_steps < 0, divergence <= 1, or an update that changes shape.
     """
     _check(z0, max_steps, divergence)
@@ -48,6 +52,8 @@ def iterate(
             r = torch.where(spread(active, r), r, 0)
         z, state = _move(solver, advance, z, r, state, active, tally)
         del r
+        if observe is not None:
+            observe(z)
     frozen = solver.frozen(state)
     step = None if frozen is identity and advance is torch.add else _next_step(update, frozen, advance)
     return Solution(z, tally.residual, tally.steps, tally.converged, tally.failed, step)
