@@ -17,6 +17,8 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning predict  --ckpt_path WEIGHTS --data.root FOLDER
   dio-lightning validate --config CONFIG --ckpt_path last
   dio-lightning export   --ckpt_path CHECKPOINT OUT.safetensors
+  dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
+  dio-lightning study    convergence WEIGHTS [WEIGHTS ...] --out FOLDER
 
 Later --config files win over earlier ones, the command line over all of them, and all of them over the checkpoint.
 `dio-lightning fit --help` lists every option, `dio-lightning fit --config CONFIG --print_config` what they are set to.
@@ -24,9 +26,9 @@ With DIO_DEBUG=1 errors keep their traceback.
 """
 
 
-class _ExportParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        fail(f"export: {message}")
+        fail(f"{self.prog.split()[-1]}: {message}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -53,18 +55,24 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    commands = ("fit", "validate", "test", "predict", "export")
+    commands = ("fit", "validate", "test", "predict", "export", "compare", "study")
     if argv[0] not in commands:
         fail(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}")
     if argv[0] == "export":
         return _export(argv[1:])
+    if argv[0] == "compare":
+        return _compare(argv[1:])
+    if argv[0] == "study":
+        from dio_lightning.studies.command import study
+
+        return study(argv[1:])
     from dio_lightning.experiment import run
 
     run(argv)
 
 
 def _export(argv: list[str]) -> None:
-    parser = _ExportParser("dio-lightning export", description="Weights as safetensors, beside their resolved config.")
+    parser = _Parser("dio-lightning export", description="Weights as safetensors, beside their resolved config.")
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit wrote")
     parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -73,6 +81,25 @@ def _export(argv: list[str]) -> None:
 
     export_weights(options.ckpt_path, options.out, options.overwrite)
     print(f"wrote {options.out} and {options.out.with_suffix('.yaml')}")
+
+
+def _compare(argv: list[str]) -> None:
+    parser = _Parser("dio-lightning compare", description="Test runs in one table, with paired significance tests.")
+    runs = "folder that test wrote, or NAME=FOLDER; one NAME several times: seeds of one method"
+    parser.add_argument("runs", nargs="+", metavar="RUN", help=runs)
+    out = "Markdown file to write; TABLE.tex, TABLE.csv and TABLE_pvalues.csv lie beside it"
+    parser.add_argument("--out", type=Path, required=True, metavar="TABLE.md", help=out)
+    parser.add_argument("--reference", metavar="NAME", help="whom the others are tested against (default: the last)")
+    parser.add_argument("--metrics", nargs="+", metavar="SCORE", help="columns by their name in metrics.csv")
+    parser.add_argument("--alpha", type=float, default=0.05, help="level of significance (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    options = parser.parse_args(argv)
+    from dio_lightning.studies.comparison import compare
+
+    table = compare(
+        options.runs, options.out, options.reference, options.metrics, options.alpha, overwrite=options.overwrite
+    )
+    print(table, end="")
 
 
 def _silence() -> None:

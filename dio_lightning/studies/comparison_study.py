@@ -1,0 +1,148 @@
+"""The numbers of a comparison: every method's mean of every score, and its test against the reference."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dio_lightning.callbacks.report import SCORES, summarise
+from dio_lightning.studies.comparison_runs import Method, PairId, present
+from dio_lightning.studies.comparison_statistics import Comparison, holm, paired, per_unit, unit
+
+DEFAULT = ("dice", "hd95", "tre", "folds", "sdlogj", "std_logj", "seconds", "steps")
+LOWER = ("hd95", "hd", "hd_missed", "tre", "folds", "sdlogj", "std_logj")
+"""Scores where less is better; beside Dice these are tested. The others are costs, which depend on the machine."""
+TESTED = ("dice", *LOWER)
+
+Verdict = Literal["better", "worse", ""]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method's score: mean and population standard deviation over `n` units, NaN where n is 0.
+
+    `std_seeds` is the sample standard deviation (n - 1) over seeds of their means, NaN with a single seed. `comparison`
+    is with the reference, None where nothing is tested.
+    """
+
+    mean: float
+    std: float
+    n: int
+    std_seeds: float
+    comparison: Comparison | None = None
+    p_holm: float = math.nan
+    verdict: Verdict = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished comparison; entries by method name and score, rows and columns in the order to print them."""
+
+    methods: Sequence[Method]
+    scores: Sequence[str]
+    reference: str
+    alpha: float
+    entries: Mapping[tuple[str, str], Entry]
+
+    @property
+    def pairs(self) -> list[PairId]:
+        """All pairs (or slices) of every run."""
+        return self.methods[0].pairs
+
+    @property
+    def units(self) -> list[PairId]:
+        """What is averaged and tested over: pairs, or pairs of subjects where pairs are slices."""
+        return list(dict.fromkeys(map(unit, self.pairs)))
+
+    @property
+    def available(self) -> list[str]:
+        """Scores that at least one run has, shown or not."""
+        return present(self.methods)
+
+    @property
+    def most_seeds(self) -> int:
+        """Largest number of seeds of a method."""
+        return max(len(method.runs) for method in self.methods)
+
+    def best(self, score: str) -> float:
+        """The best mean of a tested score, NaN where there is none."""
+        means = [self.entries[method.name, score].mean for method in self.methods]
+        means = [mean for mean in means if not math.isnan(mean)]
+        if score not in TESTED or not means:
+            return math.nan
+        return min(means) if score in LOWER else max(means)
+
+
+def study(methods: Sequence[Method], scores: Sequence[str] | None, reference: str | None, alpha: float) -> Study:
+    """Compare methods on scores (by default those usual in tables that a run has) with a reference (default: the last).
+
+    Raises:
+        ValueError: a reference, a score or an alpha that cannot be.
+    """
+    names = [method.name for method in methods]
+    reference = names[-1] if reference is None else reference
+    if reference not in names:
+        raise ValueError(f"--reference {reference!r} is none of the runs: expected one of {', '.join(names)}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"--alpha must be between 0 and 1, not {alpha}")
+    chosen = _choose(scores, present(methods))
+    entries: dict[tuple[str, str], Entry] = {}
+    for score in chosen:
+        plain = [_entry(method, score) for method in methods]
+        tested = _test(methods, score, reference, alpha, plain) if score in TESTED else plain
+        entries |= {(name, score): entry for name, entry in zip(names, tested, strict=True)}
+    return Study(methods, chosen, reference, alpha, entries)
+
+
+def matrix(methods: Sequence[Method], score: str) -> dict[tuple[str, str], tuple[Comparison, float]]:
+    """Comparisons of all methods with each other, with p-values by Holm over all of these, in both orders."""
+    pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
+    found = [paired(a.values(score), b.values(score)) for a, b in pairs]
+    result: dict[tuple[str, str], tuple[Comparison, float]] = {}
+    for (a, b), comparison, p in zip(pairs, found, holm([c.p for c in found]), strict=True):
+        result[a.name, b.name] = result[b.name, a.name] = (comparison, p)
+    return result
+
+
+def _choose(scores: Sequence[str] | None, available: Sequence[str]) -> list[str]:
+    if scores is None:
+        chosen = [name for name in DEFAULT if name in available]
+        if not chosen:
+            raise ValueError("no run has a score to show: expected the metrics.csv of `dio-lightning test`")
+        return chosen
+    for name in scores:
+        if name not in SCORES:
+            raise ValueError(f"--metrics: there is no score {name!r}, expected some of {', '.join(SCORES)}")
+        if name not in available:
+            raise ValueError(f"--metrics: no run has the score {name!r}, they have {', '.join(available)}")
+    return list(dict.fromkeys(scores))
+
+
+def _entry(method: Method, score: str) -> Entry:
+    """Mean and spread; those of a seed are taken on the pairs where every seed has a number."""
+    values = method.values(score)
+    found = summarise(per_unit(values).values())
+    if found["mean"] is None or found["std"] is None:
+        return Entry(math.nan, math.nan, 0, math.nan)
+    seeds = [run.values(score) for run in method.runs]
+    means = [
+        statistics.fmean(per_unit({pair: seed[pair] for pair in seed if math.isfinite(values[pair])}).values())
+        for seed in seeds
+    ]
+    spread = statistics.stdev(means) if len(means) > 1 else math.nan
+    return Entry(found["mean"], found["std"], int(found["n"] or 0), spread)
+
+
+def _test(methods: Sequence[Method], score: str, reference: str, alpha: float, entries: Sequence[Entry]) -> list[Entry]:
+    """The entries with their comparison; Holm's correction counts the methods that have the score."""
+    other = next(method for method in methods if method.name == reference).values(score)
+    found = [None if method.name == reference else paired(method.values(score), other) for method in methods]
+    adjusted = holm([math.nan if comparison is None else comparison.p for comparison in found])
+    result: list[Entry] = []
+    for entry, comparison, p in zip(entries, found, adjusted, strict=True):
+        verdict: Verdict = ""
+        if comparison is not None and p < alpha and comparison.direction:
+            verdict = "better" if (comparison.direction < 0) == (score in LOWER) else "worse"
+        result.append(Entry(entry.mean, entry.std, entry.n, entry.std_seeds, comparison, p, verdict))
+    return result
