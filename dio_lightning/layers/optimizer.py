@@ -7,8 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dio_lightning.fields import gaussian_smooth
-from dio_lightning.implicit import Adam, Adjoint, PhantomAdjoint, Solution, Solver, Stagnation, StopRule, fixed_point
+from dio_lightning.implicit import (
+    Adam,
+    Adjoint,
+    Never,
+    Observe,
+    PhantomAdjoint,
+    Solution,
+    Solver,
+    Stagnation,
+    StopRule,
+    fixed_point,
+)
 from dio_lightning.transformations import FreeForm, Transformation
 from dio_lightning.updates import Descent, UpdateRule
 
@@ -24,7 +34,7 @@ class OptimizerLayer:
         iterations: solver steps per level, coarse to fine; as many as the feature pyramid has levels.
         update: the update map f and its smoothing, `Descent` or `GaussNewton`.
         solver: how f's fixed point is found, e.g. `Adam`, `GradientDescent`, `Picard`.
-        transformation: what a step does to the displacement, e.g. `FreeForm`, `Diffeomorphism`.
+        transformation: what a step does to the displacement, e.g. `FreeForm`, `Diffeomorphism`, `Affine`.
         adjoint: how gradients pass the solution; `PhantomAdjoint(1)` is the paper's Jacobian-free backward.
         stop: when a sample leaves a level early, per sample.
         field_sigma: Gaussian smoothing of the field after every step, in voxels of the level (σ_warp).
@@ -56,31 +66,54 @@ class OptimizerLayer:
         self.field_sigma, self.clamp_quantile = field_sigma, clamp_quantile
 
     def __call__(
-        self, fixed: Sequence[Float[Tensor, "b c ..."]], moving: Sequence[Float[Tensor, "b c ..."]]
+        self,
+        fixed: Sequence[Float[Tensor, "b c ..."]],
+        moving: Sequence[Float[Tensor, "b c ..."]],
+        observe: Observe | None = None,
     ) -> list[Solution]:
-        """Feature pyramids, coarse to fine, to one `Solution` a level, whose value is the displacement there."""
+        """Feature pyramids, coarse to fine, to one `Solution` a level, whose value is the displacement there.
+
+        `observe` sees the displacement after every step of the finest level, where then no sample stops early.
+        """
         solutions: list[Solution] = []
-        z = fixed[0].new_zeros(len(fixed[0]), fixed[0].ndim - 2, *fixed[0].shape[2:])
+        z, size = self.transformation.initial(fixed[0]), fixed[0].shape[2:]
         for f, m, steps in zip(fixed, moving, self.iterations[: len(fixed)], strict=True):
-            z = self.transformation.resize(z.detach(), f.shape[2:])
-            solution = self.solve(f, m, z, steps)
+            z, size = self.transformation.resize(z.detach(), size, f.shape[2:]), f.shape[2:]
+            solution = self.solve(f, m, z, steps, observe if len(solutions) == len(fixed) - 1 else None)
             z = solution.value
-            solutions.append(replace(solution, value=self.transformation.displacement(z)))
+            solutions.append(replace(solution, value=self.transformation.displacement(z, size)))
         finest = solutions[-1].value
         if finest.requires_grad and self.clamp_quantile < 1:
             finest.register_hook(lambda gradient: clamp_to_quantile(gradient, self.clamp_quantile))
         return solutions
 
     def solve(
-        self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], z0: Float[Tensor, "b d *s"], steps: int
+        self,
+        fixed: Float[Tensor, "b c *s"],
+        moving: Float[Tensor, "b c *s"],
+        z0: Float[Tensor, "b d ..."],
+        steps: int,
+        observe: Observe | None = None,
     ) -> Solution:
         """The solution at one level, from parameters z0; its value holds parameters of the transformation."""
 
         def advance(z: Tensor, step: Tensor) -> Tensor:
-            return gaussian_smooth(self.transformation.retract(z, step), self.field_sigma)
+            return self.transformation.smooth(self.transformation.retract(z, step), self.field_sigma)
 
-        update = self.update.on(fixed, moving, self.transformation)
-        return fixed_point(update, z0, self.solver, self.adjoint, max_steps=steps, stop=self.stop, advance=advance)
+        def watch(z: Tensor) -> None:
+            if observe is not None:
+                observe(self.transformation.displacement(z, fixed.shape[2:]))
+
+        return fixed_point(
+            self.update.on(fixed, moving, self.transformation),
+            z0,
+            self.solver,
+            self.adjoint,
+            max_steps=steps,
+            stop=self.stop if observe is None else Never(),
+            advance=advance,
+            observe=None if observe is None else watch,
+        )
 
 
 def clamp_to_quantile(gradient: Tensor, quantile: float) -> Tensor:

@@ -7,11 +7,12 @@ from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from dio_lightning.features import FeaturePyramid
+from dio_lightning.features import FeaturePyramid, Intensity
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import Objective
 from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.transformations import Affine
 
 
 class DIO(RegistrationModule):
@@ -64,15 +65,34 @@ class DIO(RegistrationModule):
 
     @property
     def title(self) -> str:
-        """DIO, or the features where nothing is learned; no registration without iterations."""
+        """DIO, or the features where nothing is learned; identity without iterations, affine for raw intensities."""
         if not any(self.layer.iterations):
             return "identity"
+        if isinstance(self.features, Intensity) and isinstance(self.layer.transformation, Affine):
+            return "affine"
         return "DIO" if any(True for _ in self.features.parameters()) else type(self.features).__name__
+
+    @property
+    def steps(self) -> int:
+        """Iterations of the finest open level.
+
+        Raises:
+            ValueError: when set, if no level has any: that is no registration.
+        """
+        return self.layer.iterations[int(self.open_levels) - 1]
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        if not any(self.layer.iterations):
+            raise ValueError(f"{self.title} has no iterations at any level, it cannot take {steps} steps")
+        iterations = list(self.layer.iterations)
+        iterations[int(self.open_levels) - 1] = steps
+        self.layer.iterations = tuple(iterations)
 
     def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
         """One solution per open level, coarse to fine."""
         levels = self.features.levels[: int(self.open_levels)]
-        return self.layer(self.features(fixed, levels), self.features(moving, levels))
+        return self.layer(self.features(fixed, levels), self.features(moving, levels), self.observe)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Opens the levels whose step has come."""

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dio_lightning.fields import gaussian_smooth
 from dio_lightning.implicit import Update
 from dio_lightning.implicit.batch import spread
 from dio_lightning.ops import match
@@ -39,9 +38,10 @@ class Descent(UpdateRule):
     grid from -1 to 1, as the official code does.
 
     Args:
-        sigma: smoothing S_σ of the gradient, in voxels of the level (σ_grad).
+        sigma: smoothing S_σ of the gradient, in voxels of the level (σ_grad); an affine model has nothing to smooth.
         regularity: weight λ of Σ_x Σ_ij (∂_i u_j)², forward differences in voxels.
-        normalise: divide by the variance of the fixed features.
+        normalise: divide by the variance of the fixed features. Beside `False`, an affine model needs a rate as many
+            times larger as there are voxels: its gradient is a mean already.
     """
 
     sigma: float = 1.0
@@ -68,20 +68,13 @@ class BoundDescent:
         self.scale = _scale(fixed, settings.normalise)
         self.energy: Tensor | None = None
 
-    def __call__(self, z: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
+    def __call__(self, z: Float[Tensor, "b d ..."]) -> Float[Tensor, "b d ..."]:
         """One plain step; differentiable in z and in the features."""
-        return z + gaussian_smooth(self.direction(z), self.settings.sigma)
+        return z + self.transformation.smooth(self.direction(z), self.settings.sigma)
 
     def direction(self, z: Tensor) -> Tensor:
         """Minus the gradient of the energy with respect to the parameters, before smoothing."""
-        if type(self.transformation).displacement is Transformation.displacement:
-            return -self.slope(z)
-        with torch.enable_grad():
-            z = z if z.requires_grad else z.detach().requires_grad_()
-            u = self.transformation.displacement(z)
-        graph = torch.is_grad_enabled()
-        (pulled,) = torch.autograd.grad(u, z, self.slope(u if graph else u.detach()), create_graph=graph)
-        return -pulled
+        return -self.transformation.gradient(z, self.fixed.shape[2:], self.slope)
 
     def slope(self, u: Tensor) -> Tensor:
         """Gradient of the energy with respect to the displacement."""

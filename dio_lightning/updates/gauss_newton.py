@@ -45,7 +45,7 @@ class GaussNewton(Descent):
         Raises:
             ValueError: for a transformation whose parameters are not the displacement, which the blocks belong to.
         """
-        if type(transformation).displacement is not Transformation.displacement:
+        if not transformation.direct:
             raise ValueError(
                 f"GaussNewton needs a transformation whose parameters are the displacement, not {transformation}"
             )
