@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
@@ -15,7 +16,9 @@ from dio_lightning.updates import Descent, GaussNewton
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests/conf/tiny.yaml"
-EXPERIMENTS = sorted([*ROOT.glob("experiments/dio/*.yaml"), *ROOT.glob("experiments/classical/*.yaml")])
+CLASSICAL = [file for file in ROOT.glob("experiments/classical/*.yaml") if "elastix" not in file.stem]
+EXPERIMENTS = sorted([*ROOT.glob("experiments/dio/*.yaml"), *CLASSICAL])
+METHODS = sorted(f for lab in ("lab", "brains") for f in ROOT.glob(f"experiments/{lab}/*.yaml") if f.stem != "data")
 # dotted path below `model`: short, and as a config file nests it
 FORMS = {"short": "layer.{}", "long": "init_args.layer.init_args.{}"}
 
@@ -66,6 +69,19 @@ def test_an_experiment_builds(file, built):
     assert len(list(cli.model.parameters())) == 0 or file.parent.name == "dio"
     if cli.subcommand == "fit":
         assert cli.model.configure_optimizers()
+
+
+@pytest.mark.parametrize("file", METHODS, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_a_method_builds_beside_the_data_that_all_share_and_takes_its_grid(file, built):
+    cli = built("fit", "--config", file.parent / "data.yaml", "--config", file, "--trainer.accelerator", "cpu")
+    assert type(cli.model).__name__ == yaml.safe_load(file.read_text())["model"]["class_path"].rsplit(".", 1)[1]
+    assert cli.model.configure_optimizers()
+    weights, d = cli.model.objective.weights, 2 if file.parent.name == "lab" else 3
+    assert (weights["image"], weights["regularity"], cli.model.objective.image.window) == (1.0, 0.25, 5)
+    assert (cli.datamodule.steps_per_epoch > 0) and (cli.datamodule.batch_size == (4 if d == 2 else 1))
+    size = (20, 24, 16)[:d]
+    with torch.no_grad():
+        assert cli.model(torch.rand(1, 1, *size), torch.rand(1, 1, *size))[-1].value.shape == (1, d, *size)
 
 
 OTHER_CLASSES = [

@@ -1,6 +1,6 @@
 """What every method shares: a pair in, a displacement out, one step for training and evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,9 @@ class RegistrationModule(LightningModule):
         ValueError: if the resolution is below 1.
     """
 
+    observe: Callable[[Tensor], None] | None = None
+    """Called with the displacement (b, d, *s) on the working grid after every step of the finest level."""
+
     def __init__(
         self,
         objective: Objective | None = None,
@@ -50,6 +53,19 @@ class RegistrationModule(LightningModule):
     def title(self) -> str:
         """What tables call this method."""
         return type(self).__name__
+
+    @property
+    def steps(self) -> int:
+        """Steps at the finest level; may be set to other than was trained.
+
+        Raises:
+            ValueError: when set, if the method takes no steps.
+        """
+        return 1
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        raise ValueError(f"{self.title} finds its displacement in one step, it cannot take {steps}")
 
     def register(self, pair: Pair) -> Float[Tensor, "b d *s"]:
         """The displacement on the pair's grid."""
@@ -91,10 +107,13 @@ class RegistrationModule(LightningModule):
 
     def _solve(self, pair: Pair) -> tuple[Pair, list[Solution], Tensor]:
         """The pair on the working grid, the solutions there, and the displacement on the pair's own grid."""
-        size = pair["fixed"].shape[2:]
-        work = at_size(pair, [max(2, round(extent / self.resolution)) for extent in size])
+        work = self._work(pair)
         solutions = self(work["fixed"], work["moving"])
-        return work, solutions, resize(solutions[-1].value, size)
+        return work, solutions, resize(solutions[-1].value, pair["fixed"].shape[2:])
+
+    def _work(self, pair: Pair) -> Pair:
+        """The pair on the working grid."""
+        return at_size(pair, [max(2, round(extent / self.resolution)) for extent in pair["fixed"].shape[2:]])
 
     def _evaluate(self, pair: Pair, stage: str) -> dict[str, Tensor]:
         work, solutions, displacement = self._solve(pair)
@@ -121,6 +140,7 @@ class RegistrationModule(LightningModule):
             **{name: value.detach() for name, value in terms.items()},
             "residual": last.residual.mean(),
             "steps": torch.stack([s.steps.float().mean() for s in solutions]).sum(),
+            "converged": last.converged.float().mean(),
             "failed": last.failed.float().mean(),
         }
         self.log_dict({f"{stage}/{k}": v for k, v in report.items()}, batch_size=size, sync_dist=stage != "train")

@@ -53,7 +53,8 @@ class VxmUNet(nn.Module):
         if len(encoder) != len(decoder) or not final:
             raise ValueError(f"encoder {list(encoder)} and decoder {list(decoder)} differ in length, or final is empty")
         check_precision(precision)
-        self.in_channels, self.precision = in_channels, precision
+        self.in_channels = in_channels
+        self.precision: Precision = precision
         inputs = [in_channels, *encoder]
         self.pool = max_pool(spatial_dims)
         self.encoder = nn.ModuleList(conv_leaky(spatial_dims, a, b) for a, b in zip(inputs, encoder, strict=False))

@@ -1,0 +1,208 @@
+"""Deep equilibrium registration: a weight-tied network, applied until the displacement stops changing."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from dio_lightning.implicit import (
+    Adjoint,
+    Never,
+    PhantomAdjoint,
+    Picard,
+    Residual,
+    Solution,
+    Solver,
+    StopRule,
+    Update,
+    fixed_point,
+    jacobian_energy,
+    piecewise_sum,
+    spectral_radius,
+)
+from dio_lightning.losses import Objective
+from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.pair import Pair
+from dio_lightning.transformations import FreeForm, Transformation
+from dio_lightning.updates import LearnedStep
+
+
+class DEQReg(RegistrationModule):
+    """u with g(u, moving ∘ (id + u), fixed) = 0, by any solver; trained by phantom gradients (DEQReg, eq. 1 to 9).
+
+    Training sees `states` of the solve, at equal intervals: each is differentiated on its own, by the adjoint, and
+    freed before the solve goes on from it, so that memory is that of one adjoint, however many steps and states there
+    are. Their losses are weighted by `decay` to the number of states that follow. The solver starts anew after each
+    state and the steps of the adjoint come on top of its own. `PhantomAdjoint(1)` at one state is JFB.
+
+    Args:
+        update: the network and what it sees.
+        objective: the training loss of each state.
+        optimizer: trains the weights.
+        scheduler: its learning rate.
+        resolution: see `RegistrationModule`.
+        solver: how the fixed point is found, `Picard`, `Anderson` or `Broyden`.
+        adjoint: how gradients pass each state.
+        stop: when a sample leaves early in validation, test and prediction; training takes every step.
+        max_steps: steps of the solver, 48 in the paper, 12 for DEQReg-12.
+        states: how many states of the solve are trained; 1 is the last alone.
+        decay: γ.
+        transformation: what a step does to the displacement; the paper adds.
+        replay: probability that a training step takes the last batch again and goes on from its last state, so that
+            what lies beyond `max_steps` is trained too, at no cost. Not in the paper; starting points of several kinds
+            make an equilibrium independent of the path (Anil et al., NeurIPS 2022).
+        residual_weight: of the mean squared residual, in voxels, at the last state; not in the paper.
+        jacobian_weight: of Hutchinson's estimate of ||df/du||_F² / n at the last state; one more graph in memory.
+        spectral_steps: steps of the power method by which validation logs the spectral radius of df/du; 0: not.
+        late_adjoint: takes the adjoint's place after `warm_up`, say `ImplicitAdjoint`; an untrained network has g near
+            0, where the exact implicit system is singular.
+        warm_up: optimizer steps before `replay` and `late_adjoint` set in.
+        ramp: optimizer steps over which training goes from a quarter of `max_steps` to all of them: an untrained
+            network has no equilibrium worth the search.
+
+    Raises:
+        ValueError: if a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        update: LearnedStep,
+        objective: Objective | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        resolution: float = 1.0,
+        solver: Solver = Picard(),
+        adjoint: Adjoint = PhantomAdjoint(),
+        stop: StopRule = Residual(1e-3),
+        max_steps: int = 48,
+        states: int = 3,
+        decay: float = 0.8,
+        transformation: Transformation = FreeForm(),
+        replay: float = 0.0,
+        residual_weight: float = 0.0,
+        jacobian_weight: float = 0.0,
+        spectral_steps: int = 0,
+        late_adjoint: Adjoint | None = None,
+        warm_up: int = 0,
+        ramp: int = 0,
+    ) -> None:
+        super().__init__(objective, optimizer, scheduler, resolution)
+        if not 1 <= states <= max_steps or not 0 < decay <= 1 or not 0 <= replay < 1:
+            raise ValueError(
+                f"states is {states}, max_steps {max_steps}, decay {decay} and replay {replay}, expected "
+                "1 <= states <= max_steps, a decay in (0, 1] and a replay in [0, 1)"
+            )
+        if min(residual_weight, jacobian_weight, spectral_steps, warm_up, ramp) < 0 or spectral_steps == 1:
+            raise ValueError(
+                f"residual_weight is {residual_weight}, jacobian_weight {jacobian_weight}, spectral_steps "
+                f"{spectral_steps}, warm_up {warm_up} and ramp {ramp}, expected at least 0, and not 1 power step"
+            )
+        self.update, self.solver, self.adjoint, self.stop = update, solver, adjoint, stop
+        self.max_steps, self.states, self.decay, self.transformation = max_steps, states, decay, transformation
+        self.replay, self.residual_weight, self.jacobian_weight = replay, residual_weight, jacobian_weight
+        self.spectral_steps, self.late_adjoint, self.warm_up, self.ramp = spectral_steps, late_adjoint, warm_up, ramp
+        self._last: tuple[Pair, Tensor] | None = None
+
+    @property
+    def title(self) -> str:
+        """DEQReg, with the number of steps where it is not the paper's 48."""
+        return "DEQReg" if self.max_steps == 48 else f"DEQReg-{self.max_steps}"
+
+    @property
+    def steps(self) -> int:
+        """Steps of the solver."""
+        return self.max_steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self.max_steps = steps
+
+    def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
+        """The fixed point, from the identity."""
+        update = self.update.on(fixed, moving, self.transformation)
+        solution = self._solved(update, self.transformation.initial(fixed), self.max_steps, self.stop)
+        return [replace(solution, value=self.transformation.displacement(solution.value, fixed.shape[2:]))]
+
+    def training_step(self, pair: Pair, index: int) -> Tensor:
+        """The weighted loss of all states; they are differentiated by the time it returns."""
+        work, z = self._start(pair)
+        seen: list[tuple[Solution, dict[str, Tensor]]] = []
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        loss = piecewise_sum(self._losses(work, z, seen), parameters)
+        self._last = (work, seen[-1][0].value) if self.replay else None
+        terms = seen[-1][1]
+        self._report({**terms, "loss": loss}, [s for s, _ in seen], "train", len(work["fixed"]))
+        return loss
+
+    def validation_step(self, pair: Pair, index: int) -> dict[str, Tensor]:
+        """The displacement of one batch and its loss; logs the spectral radius if asked."""
+        found = super().validation_step(pair, index)
+        if self.spectral_steps:
+            work = self._work(pair)
+            update = self.update.on(work["fixed"], work["moving"], self.transformation)
+            solution = self._solved(update, self.transformation.initial(work["fixed"]), self.max_steps, self.stop)
+            generator = torch.Generator().manual_seed(0)
+            radius = spectral_radius(update, solution.value, self.spectral_steps, generator)
+            self.log("val/spectral_radius", radius.mean(), batch_size=len(radius), sync_dist=True)
+        return found
+
+    def _start(self, pair: Pair) -> tuple[Pair, Tensor]:
+        """The pair that is trained, on the working grid, and the parameters from which its solve starts."""
+        if self._last is not None and self.global_step >= self.warm_up and float(torch.rand(())) < self.replay:
+            return self._last
+        work = self._work(pair)
+        return work, self.transformation.initial(work["fixed"])
+
+    def _losses(self, work: Pair, z: Tensor, seen: list[tuple[Solution, dict[str, Tensor]]]) -> Iterator[Tensor]:
+        """Weighted loss of each state; `seen` takes the solutions and the terms, without graph."""
+        assert self.objective is not None
+        update = self.update.on(work["fixed"], work["moving"], self.transformation)
+        total = self._training_steps()
+        for j in range(1, self.states + 1):
+            steps = total * j // self.states - total * (j - 1) // self.states
+            solution = self._solved(update, z, steps, stop=Never())
+            terms = self.objective(work, self.transformation.displacement(solution.value, work["fixed"].shape[2:]))
+            loss = self.decay ** (self.states - j) * terms["loss"]
+            z = solution.value.detach()
+            if j == self.states and (self.residual_weight or self.jacobian_weight):
+                penalties = self._penalties(update, z)
+                loss, terms = loss + penalties["penalty"], {**terms, **penalties}
+            seen.append((replace(solution, value=z), {name: value.detach() for name, value in terms.items()}))
+            yield loss
+
+    def _training_steps(self) -> int:
+        """Steps of a training solve now."""
+        done = min(1.0, self.global_step / self.ramp) if self.ramp else 1.0
+        return max(self.states, round(self.max_steps * (0.25 + 0.75 * done)))
+
+    def _penalties(self, update: Update, z: Tensor) -> dict[str, Tensor]:
+        """What is asked of f at the last state, and their weighted sum, "penalty"."""
+        z = z.detach().requires_grad_(self.jacobian_weight > 0)
+        fz = update(z)
+        found = {"residual_squared": (fz - z).square().sum(1).mean()}
+        penalty = self.residual_weight * found["residual_squared"]
+        if self.jacobian_weight:
+            found["jacobian"] = jacobian_energy(z, fz).mean()
+            penalty = penalty + self.jacobian_weight * found["jacobian"]
+        return {**found, "penalty": penalty}
+
+    def _solved(self, update: Update, z: Tensor, steps: int, stop: StopRule) -> Solution:
+        """The solve from z; its value holds parameters of the transformation."""
+        late = self.late_adjoint is not None and self.global_step >= self.warm_up
+        return fixed_point(
+            update,
+            z,
+            self.solver,
+            self.late_adjoint if late and self.late_adjoint is not None else self.adjoint,
+            max_steps=steps,
+            stop=stop,
+            advance=self.transformation.retract,
+            observe=self.observe and self._watch,
+        )
+
+    def _watch(self, z: Tensor) -> None:
+        assert self.observe is not None
+        self.observe(self.transformation.displacement(z, z.shape[2:]))

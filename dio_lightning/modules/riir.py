@@ -1,0 +1,130 @@
+"""RIIR: a recurrent network that sees the gradient of the similarity and corrects the displacement."""
+
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from dio_lightning.fields import warp
+from dio_lightning.implicit import Solution
+from dio_lightning.losses import SSD, Objective
+from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.networks import RecurrentUNet, VxmUNet
+from dio_lightning.pair import Pair
+
+
+class RIIR(RegistrationModule):
+    """u ← u + Δu, (Δu, h) = cell([u / scale, ∇_u L_inner(M ∘ (id + u), F), M ∘ (id + u), F], h), from u = 0, h = 0.
+
+    Recurrent Inference Image Registration, at one resolution. We had the paper's equations only from secondary sources:
+    inputs, memory at two levels and loss are its own; the layout of the cell is ours (VoxelMorph's U-Net, a ConvGRU of
+    3^d kernels at its bottleneck and one before its head), and so is the scaling of the gradient, to a root mean square
+    of 1 per sample. Training weighs the objective of every state; validation reports that of the last.
+
+    Args:
+        network: (b, 2 d + 2, *s) to (b, d, *s), a step in voxels; it is given the memory.
+        inner: (warped, fixed) to scalar, whose gradient the network sees, `SSD` by default, or `LNCC`.
+        objective: the training loss of each state.
+        optimizer: trains the weights.
+        scheduler: its learning rate.
+        resolution: see `RegistrationModule`.
+        repeats: steps T, 6 in the comparison of DEQReg.
+        growth: weight of the last state over that of the first: state t has weight ∝ growth^((t-1) / (T-1)), all
+            together 1. A growth of 1 is uniform; γ^(T-t) is a growth of γ^(1-T).
+        scale: displacements enter the network divided by this many voxels.
+        differentiate_gradient: whether training differentiates the gradient input too; needs second derivatives.
+
+    Raises:
+        ValueError: if the network's channels do not fit, or repeats, growth or scale are out of range.
+    """
+
+    def __init__(
+        self,
+        network: VxmUNet,
+        inner: nn.Module | None = None,
+        objective: Objective | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        resolution: float = 1.0,
+        repeats: int = 6,
+        growth: float = 10.0,
+        scale: float = 5.0,
+        differentiate_gradient: bool = False,
+    ) -> None:
+        super().__init__(objective, optimizer, scheduler, resolution)
+        if growth <= 0 or scale <= 0:
+            raise ValueError(f"growth is {growth} and scale {scale}, expected positive numbers")
+        self.cell, self.inner = RecurrentUNet(network), SSD() if inner is None else inner
+        self.growth, self.scale, self.differentiate_gradient = growth, scale, differentiate_gradient
+        self.steps = repeats
+
+    @property
+    def steps(self) -> int:
+        """Steps T."""
+        return self._repeats
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"RIIR's repeats are {steps}, expected at least 1")
+        self._repeats = steps
+
+    def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
+        """The last state, as a list of one."""
+        ((u, step),) = deque(self._states(fixed, moving), maxlen=1)
+        return [self._solution(u, step)]
+
+    def training_step(self, pair: Pair, index: int) -> Tensor:
+        """The weighted loss of all states of one batch."""
+        assert self.objective is not None
+        work = self._work(pair)
+        states = list(self._states(work["fixed"], work["moving"]))
+        losses = [self.objective(work, u) for u, _ in states]
+        weights = self.weights().to(losses[0]["loss"])
+        terms = {name: weights @ torch.stack([terms[name] for terms in losses]) for name in losses[0]}
+        self._report(terms, [self._solution(*states[-1])], "train", len(work["fixed"]))
+        return terms["loss"]
+
+    def weights(self) -> Float[Tensor, " t"]:
+        """Weight of each state in the training loss; their sum is 1."""
+        weights = self.growth ** torch.linspace(0, 1, self.steps, dtype=torch.float64)
+        return weights / weights.sum()
+
+    def _states(self, fixed: Tensor, moving: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """u_1 to u_T (b, d, *s), each with the step that led to it."""
+        u = fixed.new_zeros(len(fixed), fixed.ndim - 2, *fixed.shape[2:])
+        memory = (None, None)
+        for _ in range(self.steps):
+            warped, slope = self._matched(u, fixed, moving)
+            step, memory = self.cell(torch.cat([u / self.scale, slope, warped, fixed], 1), memory)
+            u = u + step
+            if self.observe is not None:
+                self.observe(u)
+            yield u, step
+
+    def _matched(self, u: Tensor, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
+        """The warped image (b, c, *s) and the inner loss's gradient (b, d, *s), of root mean square 1 a sample."""
+        attached = u.requires_grad
+        with torch.inference_mode(False), torch.enable_grad():
+            at = u if attached else u.clone().requires_grad_()
+            f, m = (x.clone() if x.is_inference() else x for x in (fixed, moving))
+            warped = warp(m, at)
+            again = attached and self.differentiate_gradient
+            (slope,) = torch.autograd.grad(self.inner(warped, f), at, retain_graph=True, create_graph=again)
+            # the mean over the batch and its voxels becomes a sum: a sample's gradient is its own, at any size
+            slope = slope * warped.numel()
+            # the bound keeps the root differentiable where the images agree
+            size = slope.square().flatten(1).mean(1).clamp(min=1e-32).sqrt()
+            slope = slope / (size + 1e-8).view(-1, *[1] * (slope.ndim - 1))
+        return warped if attached else warped.detach(), slope
+
+    def _solution(self, u: Tensor, step: Tensor) -> Solution:
+        """The last state; no sample stops early, and one has failed if it is not finite."""
+        moved, length = (x.detach().flatten(1).norm(dim=1) for x in (step, u))
+        failed = ~(moved + length).isfinite()
+        residual = (moved / (length + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        steps = torch.full((len(u),), self.steps, device=u.device)
+        return Solution(u, residual, steps, torch.zeros_like(failed), failed)

@@ -1,0 +1,66 @@
+"""VoxelMorph: the displacement in one step of a network."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from dio_lightning.fields import resize
+from dio_lightning.implicit import Solution
+from dio_lightning.losses import Objective
+from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.transformations import StationaryVelocity
+
+Variant = Literal["displacement", "diffeomorphic"]
+
+
+class VoxelMorph(RegistrationModule):
+    """u = g(moving, fixed), or exp of it (Balakrishnan et al., IEEE TMI 38, 2019; Dalca et al., MedIA 57, 2019).
+
+    The diffeomorphic variant takes the network's field for a stationary velocity on the grid of half the size, as the
+    reference code does; there the objective's regularity is that of the displacement, where theirs is the velocity's.
+
+    Args:
+        network: (b, 2, *s) to (b, d, *s), the field in voxels.
+        objective: the training loss.
+        optimizer: trains the weights.
+        scheduler: its learning rate.
+        resolution: see `RegistrationModule`.
+        variant: "displacement" or "diffeomorphic".
+
+    Raises:
+        ValueError: for any other variant.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        resolution: float = 1.0,
+        variant: Variant = "displacement",
+    ) -> None:
+        super().__init__(objective, optimizer, scheduler, resolution)
+        if variant not in ("displacement", "diffeomorphic"):
+            raise ValueError(f'variant must be "displacement" or "diffeomorphic", not {variant!r}')
+        self.network, self.variant = network, variant
+
+    @property
+    def title(self) -> str:
+        """VoxelMorph, and whether it is the diffeomorphic one."""
+        return "VoxelMorph" if self.variant == "displacement" else "VoxelMorph (diffeomorphic)"
+
+    def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
+        """One evaluation of the network; its residual says nothing and is infinite."""
+        u = self.network(torch.cat([moving, fixed], 1))
+        if self.variant == "diffeomorphic":
+            half = [max(2, (extent + 1) // 2) for extent in u.shape[2:]]
+            u = resize(StationaryVelocity(7).displacement(resize(u, half), half), u.shape[2:])
+        if self.observe is not None:
+            self.observe(u)
+        once = torch.ones(len(u), dtype=torch.int64, device=u.device)
+        off = torch.zeros_like(once, dtype=torch.bool)
+        return [Solution(u, torch.full_like(once, torch.inf, dtype=u.dtype), once, off, off)]
