@@ -88,8 +88,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def export_weights(checkpoint: Path, out: Path, overwrite: bool = False) -> None:
+def export_weights(checkpoint: Path, out: Path, overwrite: bool = False, half: bool = False) -> None:
     """Write a checkpoint's weights to `out` (.safetensors) and its resolved config to the .yaml beside it.
+
+    With `half`, weights are rounded to float16, in half the space; they are float32 again when loaded.
 
     Raises:
         FileNotFoundError: no such checkpoint.
@@ -104,6 +106,8 @@ def export_weights(checkpoint: Path, out: Path, overwrite: bool = False) -> None
     text = yaml.safe_dump(_portable(trained_config(checkpoint)), sort_keys=False)
     state = _load(checkpoint)["state_dict"]
     weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
+    if half:
+        weights = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
     digest = hashlib.sha256(text.encode()).hexdigest()
     with replacing(out) as temporary:
         save_file(weights, temporary, metadata={"format": "pt", "config_sha256": digest})

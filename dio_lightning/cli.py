@@ -75,11 +75,12 @@ def _export(argv: list[str]) -> None:
     parser = _Parser("dio-lightning export", description="Weights as safetensors, beside their resolved config.")
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit wrote")
     parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
+    parser.add_argument("--half", action="store_true", help="round the weights to float16, in half the space")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options = parser.parse_args(argv)
     from dio_lightning.checkpoints import export_weights
 
-    export_weights(options.ckpt_path, options.out, options.overwrite)
+    export_weights(options.ckpt_path, options.out, options.overwrite, options.half)
     print(f"wrote {options.out} and {options.out.with_suffix('.yaml')}")
 
 

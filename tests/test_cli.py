@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from dio_lightning.cli import main
 
@@ -75,6 +76,13 @@ def test_exported_weights_score_as_their_checkpoint(trained, command, capsys, tm
     assert "tiny.safetensors exists" in refused(
         command, capsys, "export", "--ckpt_path", checkpoint, "weights/tiny.safetensors"
     )
+    command("export", "--half", "--ckpt_path", checkpoint, "half.safetensors")
+    full, half = load_file("weights/tiny.safetensors"), load_file("half.safetensors")
+    for name, weight in full.items():
+        assert half[name].dtype == (torch.float16 if weight.is_floating_point() else weight.dtype)
+        torch.testing.assert_close(half[name].to(weight.dtype), weight, rtol=1e-3, atol=1e-7)
+    command("test", "--ckpt_path", "half.safetensors", "--trainer.default_root_dir", "c")
+    assert len(rows(tmp_path / "c")) == 3
     wider = ["--model.init_args.features.init_args.channels", "8"]
     assert "do not fit" in refused(command, capsys, "test", "--ckpt_path", "weights/tiny.safetensors", *wider)
 
