@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dio_lightning.callbacks.files import replacing, write_atomic
@@ -110,7 +110,8 @@ def export_weights(checkpoint: Path, out: Path, overwrite: bool = False, half: b
         weights = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
     digest = hashlib.sha256(text.encode()).hexdigest()
     with replacing(out) as temporary:
-        save_file(weights, temporary, metadata={"format": "pt", "config_sha256": digest})
+        # save_file would make a file that only its owner may read
+        temporary.write_bytes(save(weights, metadata={"format": "pt", "config_sha256": digest}))
     write_atomic(out.with_suffix(".yaml"), text)
 
 

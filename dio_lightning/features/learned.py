@@ -47,7 +47,8 @@ class FeatureNetwork(FeaturePyramid):
             raise ValueError(f"A residual start needs channels >= in_channels, not {channels} < {in_channels}.")
         if intensity_scale <= 0:
             raise ValueError(f"intensity_scale must be positive, not {intensity_scale}.")
-        self.in_channels, self.residual, self.precision = in_channels, residual, precision
+        self.in_channels, self.residual = in_channels, residual
+        self.precision: Precision = precision
         self.log_scale = nn.Parameter(torch.tensor(math.log(intensity_scale))) if residual else None
         self.heads = nn.ModuleDict()
 
