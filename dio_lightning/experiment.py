@@ -179,8 +179,8 @@ def with_checkpoint_config(args: list[str]) -> list[str]:
     return [args[0], "--config", yaml.safe_dump(config, sort_keys=False), *args[1:]]
 
 
-def run(args: list[str]) -> None:
-    """Parse the arguments, build the experiment and run it."""
+def prepare() -> None:
+    """Make the process ready to build an experiment."""
     # Lightning advertises services in its log
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()
@@ -189,4 +189,9 @@ def run(args: list[str]) -> None:
     # installed: the library itself never depends on a data set.
     if importlib.util.find_spec("data_modules") is not None:
         importlib.import_module("data_modules")
+
+
+def run(args: list[str]) -> None:
+    """Parse the arguments, build the experiment and run it."""
+    prepare()
     RegistrationCLI(args)

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from dio_lightning.implicit.batch import spread
 from dio_lightning.implicit.gmres import gmres
@@ -43,10 +44,14 @@ class PhantomAdjoint(Adjoint):
 
     One undamped step is Jacobian-free backpropagation (JFB). The step is the solver's own with its state frozen,
     or the plain update. The value is that after these steps.
+
+    `checkpointed`: the backward pass recomputes one step at a time, so that memory is that of one step for any
+    number; it costs one more evaluation a step. The step must then compute the same when called again.
     """
 
     steps: int = 1
     damping: float = 0.0
+    checkpointed: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 <= self.damping < 1:
@@ -63,11 +68,14 @@ class PhantomAdjoint(Adjoint):
         step = solution.step or update
         z = start = _start(solution, z0)
         hold = solution.failed if bool(solution.failed.any()) else None
-        for _ in range(self.steps):
+
+        def damped(z: Tensor) -> Tensor:
             stepped = step(z)
-            z = stepped if self.damping == 0 else torch.lerp(stepped, z, self.damping)
-            if hold is not None:
-                z = torch.where(spread(hold, z), start, z)
+            stepped = stepped if self.damping == 0 else torch.lerp(stepped, z, self.damping)
+            return stepped if hold is None else torch.where(spread(hold, z), start, stepped)
+
+        for _ in range(self.steps):
+            z = checkpoint(damped, z, use_reentrant=False, preserve_rng_state=False) if self.checkpointed else damped(z)
         return _attach(solution, z)
 
 
