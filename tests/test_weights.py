@@ -8,12 +8,19 @@ from safetensors.torch import load_file
 
 from data_modules import Learn2Reg
 from dio_lightning.features import UNet
+from dio_lightning.implicit import Never
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.metrics import dice_per_label, folds, warp_label
-from dio_lightning.modules import DIO
+from dio_lightning.modules import DIO, DEQReg
+from dio_lightning.studies.loading import load
+from dio_lightning.studies.scoring import score
 from dio_lightning.transformations import Diffeomorphism, FreeForm
 
-WEIGHTS = Path(__file__).parents[1] / "experiments/dio/weights/brains.safetensors"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+WEIGHTS = EXPERIMENTS / "dio/weights/brains.safetensors"
+RIVALS = sorted(file for lab in ("lab", "brains") for file in EXPERIMENTS.glob(f"{lab}/weights/*_0.safetensors"))
+# Dice above identity that every method reaches on the first test pairs, by laboratory
+GAIN = {"lab": 0.08, "brains": 0.015}
 
 
 @pytest.mark.real
@@ -34,3 +41,33 @@ def test_the_weights_register_unseen_brains_with_either_transformation(data_root
     assert folds(u) < 0.01
     assert found[Diffeomorphism] > identity + 0.1
     assert abs(found[Diffeomorphism] - found[FreeForm]) < 0.02
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("file", RIVALS, ids=lambda f: f"{f.parts[-3]}-{f.stem}")
+def test_the_weights_of_every_method_register_people_that_it_has_not_seen(file, data_root):
+    method = load(str(file), ["--data.root", str(data_root / "brains_2mm")])
+    _, pair = next(method.batches(4))
+    with torch.no_grad():
+        u = method.module.register(pair)
+    found, before = score(u, pair, method.scores), score(torch.zeros_like(u), pair, method.scores)
+    assert float(found["dice"].mean()) > float(before["dice"].mean()) + GAIN[file.parts[-3]]
+    assert float(found["folds"].mean()) < 1.0
+
+
+@pytest.mark.real
+def test_the_equilibrium_of_deqreg_stays_where_it_is_beyond_the_steps_that_were_trained(data_root):
+    """The claim of the paper; experiments/README.md has it on all pairs and seeds."""
+    weights = EXPERIMENTS / "lab/weights/deqreg_0.safetensors"
+    method = load(str(weights), ["--data.root", str(data_root / "brains_2mm"), "--data.batch_size", "12"])
+    _, pair = next(method.batches(12))
+    dice, folded = {}, {}
+    assert isinstance(method.module, DEQReg)
+    method.module.stop = Never()
+    for steps in (48, 96):
+        method.module.steps = steps
+        with torch.no_grad():
+            found = score(method.module.register(pair), pair, method.scores)
+        dice[steps], folded[steps] = float(found["dice"].mean()), float(found["folds"].mean())
+    assert abs(dice[96] - dice[48]) < 0.005
+    assert folded[96] < 1.5 * folded[48] + 0.02
