@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 
+import equilibrium
 import kernels
 import memory
 import numba
@@ -23,6 +24,10 @@ FASTER = {"value and gradient: fused": 10.0, "feature adjoint: fused": 5.0}
 """Least ratio to the plain path."""
 FLAT = 0.02
 """Most growth of a training step's memory with the number of solver iterations."""
+STILL = 0.01
+"""The same for DEQReg, where tensors are counted."""
+BESIDE_VOXELMORPH = 1.3
+"""Most memory of DEQReg relative to VoxelMorph."""
 
 
 def measure(quick: bool, clock: Callable[[], float]) -> Iterator[Row]:
@@ -31,6 +36,7 @@ def measure(quick: bool, clock: Callable[[], float]) -> Iterator[Row]:
     watch = Stopwatch(1 if quick else 3, clock)
     # first, while this process, whose memory a child may inherit, is small
     yield from memory.rows((24, 24, 24), (2, 5, 10), False) if quick else memory.rows((40, 48, 56), (10, 50, 200), True)
+    yield from equilibrium.rows(*(((16, 16, 16), (3, 6)) if quick else ((32, 40, 48), (12, 48, 96))))
     yield from kernels.value_rows(size, channels, watch)
     yield from kernels.adjoint_rows(size, channels, watch)
     yield from solving.iteration_rows(size, channels, watch, 2 if quick else 10)
@@ -47,6 +53,10 @@ def broken(rows: Sequence[Row], quick: bool) -> list[str]:
             wrong.append(f"{row.name} is {row.ratio:.1f} times as fast as the plain path, expected at least {least:g}")
         if row.name.startswith("training step") and abs((row.ratio or 0) - 1) > FLAT:
             wrong.append(f"{row.name} takes {row.ratio:.3f} times the memory of the fewest, expected 1 within {FLAT:g}")
+        if row.name.startswith(equilibrium.STEPS) and abs((row.ratio or 0) - 1) > STILL:
+            wrong.append(f"{row.name} takes {row.ratio:.3f} times that of the fewest, expected 1 within {STILL:g}")
+        if row.name.startswith(equilibrium.RATIO) and (row.ratio or 0) > BESIDE_VOXELMORPH and not quick:
+            wrong.append(f"{row.name}: {row.ratio:.2f}, expected at most {BESIDE_VOXELMORPH:g}")
     return wrong
 
 
