@@ -1,0 +1,135 @@
+"""Table and figure of the adjoints study."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+from matplotlib.figure import Figure
+
+from dio_lightning.callbacks.report import to_csv
+from dio_lightning.studies.plots import Line, Panel, draw
+
+FILES = ("adjoints.csv", "adjoints.md", "adjoints.png", "adjoints.svg")
+COLUMNS = ("cosine", "norm_ratio", "seconds", "saved_mb", "tensors_mb", "gmres_steps", "gmres_residual")
+SOLVE = ("reference", "residual", "solve_steps", "spectral_radius")
+WHOLE = "whole solve unrolled"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A kind of adjoint, its steps (0: none) and damping."""
+
+    kind: str
+    steps: int = 0
+    damping: float = 0.0
+
+    def __str__(self) -> str:
+        steps = f", T = {self.steps}" if self.steps else ""
+        damping = f", damping {self.damping:g}" if self.damping else ""
+        jfb = " (JFB)" if self == Method("phantom", 1) else ""
+        return f"{self.kind}{steps}{damping}{jfb}"
+
+
+@dataclass(frozen=True)
+class Solve:
+    """A batch of pairs at rest: worst relative residual, most steps, largest spectral radius of df/dz."""
+
+    reference: str
+    residual: float
+    steps: int
+    radius: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """The gradient of one batch by one adjoint; memory in MiB, NaN where it was not counted."""
+
+    model: str
+    pair: str
+    method: Method
+    cosine: float
+    norm_ratio: float
+    seconds: float
+    saved_mb: float
+    tensors_mb: float
+    gmres_steps: int
+    gmres_residual: float
+    solve: Solve
+
+
+def csv(rows: Sequence[Row]) -> str:
+    """One row a batch and adjoint."""
+    table = []
+    for row in rows:
+        names = {"model": row.model, "pair": row.pair, "adjoint": row.method.kind, "steps": row.method.steps}
+        solve = (row.solve.reference, row.solve.residual, row.solve.steps, row.solve.radius)
+        values = {name: getattr(row, name) for name in COLUMNS}
+        table.append(names | {"damping": row.method.damping} | values | dict(zip(SOLVE, solve, strict=True)))
+    return to_csv(table, ("model", "pair", "adjoint", "steps", "damping", *COLUMNS, *SOLVE))
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table a model: mean and deviation over batches."""
+    lines = [
+        "# Gradients by adjoint",
+        "",
+        "Cosine and ratio of norms to the reference, over all weights, mean (standard deviation) over batches.",
+        "Seconds: forward from the solution and backward. MiB: most tensors saved for backward, and most alive.",
+    ]
+    for model in dict.fromkeys(row.model for row in rows):
+        own = [row for row in rows if row.model == model]
+        lines += ["", f"## {model}", "", _solves(list({row.pair: row.solve for row in own}.values())), ""]
+        lines += [
+            "| adjoint | cosine | norm ratio | seconds | saved MiB | alive MiB | GMRES |",
+            "|---|--:|--:|--:|--:|--:|---|",
+        ]
+        for method in dict.fromkeys(row.method for row in own):
+            lines.append(_line(method, [row for row in own if row.method == method]))
+    return "\n".join(lines) + "\n"
+
+
+def figure(rows: Sequence[Row]) -> Figure:
+    """Cosine and norm ratio over phantom steps; the unrolling of the whole solve as a level."""
+    panels = []
+    for name, title in (("cosine", "cosine to the reference"), ("norm_ratio", "norm over that of the reference")):
+        lines = []
+        for model in dict.fromkeys(row.model for row in rows):
+            own = [row for row in rows if row.model == model]
+            kinds = dict.fromkeys((row.method.kind, row.method.damping) for row in own)
+            for kind, damping in kinds:
+                if kind not in ("phantom", WHOLE):
+                    continue
+                steps = sorted({r.method.steps for r in own if (r.method.kind, r.method.damping) == (kind, damping)})
+                means = [fmean(getattr(r, name) for r in own if r.method == Method(kind, n, damping)) for n in steps]
+                told = f", damping {damping:g}" if kind == "phantom" else ""
+                lines.append(Line(f"{model}: {kind}{told}", steps, means))
+        panels.append(Panel("phantom steps T", title, lines))
+    return draw(panels)
+
+
+def _solves(solves: Sequence[Solve]) -> str:
+    """How the pairs were solved, and what the gradients are compared with."""
+    references = [solve.reference for solve in solves]
+    counts = ", ".join(f"{name} for {references.count(name)} of {len(solves)}" for name in dict.fromkeys(references))
+    radii, residuals = [solve.radius for solve in solves], [solve.residual for solve in solves]
+    return (
+        f"Relative residual {fmean(residuals):.1e} (worst {max(residuals):.1e}) after at most "
+        f"{max(solve.steps for solve in solves)} steps, spectral radius {fmean(radii):.3f} "
+        f"({min(radii):.3f} to {max(radii):.3f}). Reference: {counts}."
+    )
+
+
+def _line(method: Method, rows: Sequence[Row]) -> str:
+    cells = [_moments([getattr(row, name) for row in rows]) for name in ("cosine", "norm_ratio")]
+    cells += [f"{fmean(row.seconds for row in rows):.2f}", f"{rows[0].saved_mb:.1f}", f"{rows[0].tensors_mb:.1f}"]
+    gmres = [row for row in rows if row.gmres_steps]
+    worst = max((row.gmres_residual for row in gmres), default=math.nan)
+    cells.append(
+        f"{fmean(row.gmres_steps for row in gmres):.0f} products, residual at most {worst:.1e}" if gmres else ""
+    )
+    return f"| {method} | {' | '.join(cells)} |"
+
+
+def _moments(values: Sequence[float]) -> str:
+    return f"{fmean(values):.4f} ({pstdev(values):.4f})"

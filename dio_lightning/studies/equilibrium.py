@@ -1,0 +1,142 @@
+"""A test pair brought to rest, and what a gradient of its loss is taken with respect to."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dio_lightning.implicit import (
+    Adjoint,
+    Anderson,
+    Never,
+    Residual,
+    Solution,
+    UnrolledAdjoint,
+    Update,
+    iterate,
+)
+from dio_lightning.implicit.adjoints import Solve
+from dio_lightning.layers import OptimizerLayer
+from dio_lightning.losses import at_size
+from dio_lightning.modules import DIO, DEQReg
+from dio_lightning.pair import Pair
+
+TIGHT = Residual(1e-5)
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """A solution and the maps around it; adjoints differ in nothing but how they join them."""
+
+    update: Update
+    start: Tensor
+    """z0 (b, ...) of the solve as it is trained."""
+    solution: Solution
+    """Without a graph."""
+    solve: Solve
+    """The solve as it is trained, from z0."""
+    steps: int
+    """How many steps that one takes, at most."""
+    loss: Callable[[Tensor], Tensor]
+    """The training loss of a state (b, ...)."""
+    leaves: Sequence[Tensor]
+    """What the update holds: weights, or features."""
+    to_weights: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+    """Gradients of the leaves to gradients of the weights."""
+    again: "Callable[[], Equilibrium] | None" = None
+    """The same once more, where the update holds a graph, which a gradient uses up."""
+
+    def fresh(self) -> "Equilibrium":
+        """An equilibrium of which no gradient has been taken."""
+        return self if self.again is None else self.again()
+
+    def gradient(self, adjoint: Adjoint | None) -> tuple[Tensor, Solution]:
+        """dL/dθ of all weights, flat, and the solution that it passed; None unrolls the solve as it is trained."""
+        if adjoint is None:
+            found = UnrolledAdjoint()(self.solve, self.update, self.start)
+        else:
+            found = adjoint(lambda _: self.solution, self.update, self.start)
+        loss = self.loss(found.value)
+        of_leaves = torch.autograd.grad(loss, list(self.leaves), allow_unused=True, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in self.to_weights(of_leaves)]), found
+
+
+def of_deqreg(module: DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
+    """The fixed point, by Anderson's steps until the relative residual is 1e-5 or `max_steps` are taken."""
+    work, objective, model = module._work(pair), module.objective, module.transformation
+    assert objective is not None
+    update = module.update.on(work["fixed"], work["moving"], model)
+    start, size = model.initial(work["fixed"]), work["fixed"].shape[2:]
+
+    def solve(z: Tensor) -> Solution:
+        steps, retract = module.max_steps, model.retract
+        return iterate(update, z, module.solver, max_steps=steps, stop=Never(), advance=retract)
+
+    with torch.no_grad():
+        solution = iterate(update, start, Anderson(), max_steps=max_steps, stop=TIGHT, advance=model.retract)
+    return Equilibrium(
+        update,
+        start,
+        solution,
+        solve,
+        module.max_steps,
+        lambda z: objective(work, model.displacement(z, size))["loss"],
+        [p for p in module.parameters() if p.requires_grad],
+        lambda gradients: gradients,
+    )
+
+
+def of_dio(module: DIO, pair: Pair) -> Equilibrium:
+    """The finest level as it is trained, its start by the coarser ones; gradients pass its features alone."""
+    work, objective, layer = module._work(pair), module.objective, copy.copy(module.layer)
+    assert objective is not None
+    levels = module.features.levels[: int(module.open_levels)]
+    steps, model = layer.iterations[len(levels) - 1], layer.transformation
+    fixed, moving = module.features(work["fixed"], levels), module.features(work["moving"], levels)
+    weights = [p for p in module.features.parameters() if p.requires_grad]
+
+    def to_weights(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        finest = [fixed[-1], moving[-1]]
+        return torch.autograd.grad(
+            finest, weights, list(gradients), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+
+    start, size = _start(layer, fixed, moving), fixed[-1].shape[2:]
+    small = at_size(work, size)
+
+    def loss(z: Tensor) -> Tensor:
+        return objective(small, model.displacement(z, size))["loss"]
+
+    def solved() -> Equilibrium:
+        f, m = (features[-1].detach().requires_grad_() for features in (fixed, moving))
+        layer.adjoint = seen = _Seen()
+        solution = layer.solve(f, m, start, steps)
+        assert seen.solve is not None and seen.update is not None
+        return Equilibrium(seen.update, start, solution, seen.solve, steps, loss, [f, m], to_weights, solved)
+
+    return solved()
+
+
+def _start(layer: OptimizerLayer, fixed: Sequence[Tensor], moving: Sequence[Tensor]) -> Tensor:
+    """Parameters at which the finest level starts in training, where the phantom steps of coarser ones count."""
+    model = layer.transformation
+    z, size = model.initial(fixed[0]), fixed[0].shape[2:]
+    for f, m, steps in zip(fixed[:-1], moving[:-1], layer.iterations, strict=False):
+        z, size = model.resize(z, size, f.shape[2:]), f.shape[2:]
+        z = layer.solve(f, m, z, steps).value.detach()
+    return model.resize(z, size, fixed[-1].shape[2:])
+
+
+class _Seen(Adjoint):
+    """Solves without a graph, and keeps the solve and the update that it was given."""
+
+    def __init__(self) -> None:
+        self.solve: Solve | None = None
+        self.update: Update | None = None
+
+    def __call__(self, solve: Solve, update: Update, z0: Tensor) -> Solution:
+        self.solve, self.update = solve, update
+        with torch.no_grad():
+            return solve(z0)

@@ -1,0 +1,187 @@
+"""The adjoints study: what is compared is what training computes, and the reference is the exact gradient."""
+
+import csv
+import math
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import nn
+
+from dio_lightning.implicit import Anderson, ImplicitAdjoint, PhantomAdjoint, UnrolledAdjoint
+from dio_lightning.studies.adjoints import Settings, adjoints, compare, memory_of, reference_of
+from dio_lightning.studies.equilibrium import of_deqreg, of_dio
+from dio_lightning.studies.loading import load
+
+SETTINGS = Settings(phantom=(1, 3), solve_steps=60, gmres_steps=60, gmres_rtol=1e-3, unrolled=20)
+DATA = {
+    "class_path": "data_modules.SyntheticPairs",
+    "init_args": {"size": [20, 16], "num_labels": 3, "test_pairs": 2, "batch_size": 1},
+}
+OBJECTIVE = {
+    "class_path": "dio_lightning.losses.Objective",
+    "init_args": {
+        "image": {"class_path": "dio_lightning.losses.LNCC", "init_args": {"window": 5}},
+        "regularity": "dio_lightning.losses.Diffusion",
+        "regularity_weight": 0.25,
+    },
+}
+NETWORK = {
+    "class_path": "torch.nn.Conv2d",
+    "init_args": {"in_channels": 4, "out_channels": 2, "kernel_size": 3, "padding": 1},
+}
+METHODS = {
+    "deqreg": {
+        "class_path": "dio_lightning.modules.DEQReg",
+        "init_args": {
+            "update": {"class_path": "dio_lightning.updates.LearnedStep", "init_args": {"network": NETWORK}},
+            "max_steps": 6,
+            "objective": OBJECTIVE,
+        },
+    },
+    "dio": {
+        "class_path": "dio_lightning.modules.DIO",
+        "init_args": {
+            "features": {
+                "class_path": "dio_lightning.features.UNet",
+                "init_args": {"spatial_dims": 2, "channels": 4, "levels": [2, 1], "widths": [4, 8]},
+            },
+            "layer": {
+                "class_path": "dio_lightning.layers.OptimizerLayer",
+                "init_args": {"iterations": [4, 5], "stop": "dio_lightning.implicit.Never"},
+            },
+            "objective": OBJECTIVE,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A DEQReg whose step is a contraction, and a DIO: weights and their configs."""
+    folder, found = tmp_path_factory.mktemp("weights"), {}
+    for name, method in METHODS.items():
+        config = {"model": method, "data": DATA, "trainer": {"accelerator": "cpu"}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        module = load(str(folder / f"{name}.yaml")).module
+        if name == "deqreg":
+            contract(module.update)
+        save_file(
+            {key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors"
+        )
+        found[name] = folder / f"{name}.safetensors"
+    return found
+
+
+def contract(update) -> None:
+    """g(u, warped, fixed) = a convolution of the images, and of u one that pulls it back by halves."""
+    weight = update.network.weight.data
+    nn.init.normal_(weight, std=0.2)
+    weight[:, :2] *= update.scale * 0.2
+    for i in range(2):
+        weight[i, i, 1, 1] -= 0.5 * update.scale
+
+
+def first(path):
+    loaded = load(str(path))
+    ((_, pair),) = loaded.batches(1)
+    return loaded.module, pair
+
+
+def test_dio_is_differentiated_as_its_training_does_at_the_finest_level(weights) -> None:
+    module, pair = first(weights["dio"])
+    module.layer.clamp_quantile = 1.0
+    for adjoint in (PhantomAdjoint(1), PhantomAdjoint(2, 0.3), UnrolledAdjoint()):
+        module.layer.adjoint = adjoint
+        found, _ = of_dio(module, pair).gradient(None if isinstance(adjoint, UnrolledAdjoint) else adjoint)
+        module.zero_grad()
+        solution = module(pair["fixed"], pair["moving"])[-1]
+        module.objective(pair, solution.value)["loss"].backward()
+        expected = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in module.features.parameters()]
+        )
+        assert expected.norm() > 0
+        assert compare(found, expected) == pytest.approx((1.0, 1.0), abs=1e-5)
+
+
+def test_deqreg_is_differentiated_as_its_training_does_with_one_state(weights) -> None:
+    module, pair = first(weights["deqreg"])
+    module.solver, module.states, module.max_steps = Anderson(), 1, 9
+    problem = of_deqreg(module, pair, max_steps=9)
+    assert int(problem.solution.steps.max()) == 9
+    for adjoint in (PhantomAdjoint(3, 0.5), ImplicitAdjoint(1e-3, 50)):
+        module.adjoint = adjoint
+        module.zero_grad()
+        module.training_step(pair, 0).backward()
+        expected = torch.cat([p.grad.flatten() for p in module.parameters()])
+        torch.testing.assert_close(problem.gradient(adjoint)[0], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_at_rest_the_implicit_gradient_is_that_of_many_unrolled_steps(weights) -> None:
+    module, pair = first(weights["deqreg"])
+    problem = of_deqreg(module, pair, 200)
+    assert float(problem.solution.residual.max()) <= 1e-5 and bool(problem.solution.converged.all())
+    reference, solve = reference_of(problem, SETTINGS)
+    assert solve.reference == "implicit" and solve.radius < 1
+    unrolled, _ = problem.gradient(PhantomAdjoint(60, checkpointed=True))
+    assert compare(unrolled, reference) == pytest.approx((1.0, 1.0), abs=2e-3)
+    assert compare(problem.gradient(PhantomAdjoint(1))[0], reference)[0] < 0.999
+    starved = Settings(gmres_steps=1, gmres_rtol=1e-9, unrolled=60)
+    again, solve = reference_of(problem, starved)
+    assert solve.reference == "60 steps unrolled" and torch.equal(again, unrolled)
+
+
+def test_gradients_are_compared_by_angle_and_length() -> None:
+    a, b = torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.0, 2.0, 0.0])
+    assert compare(a, 2 * a) == pytest.approx((1.0, 0.5))
+    assert compare(a, -a) == pytest.approx((-1.0, 1.0))
+    assert compare(a, b) == pytest.approx((0.0, 2.5))
+    assert math.isnan(compare(a, 0 * a)[0])
+
+
+def test_the_study_runs_from_end_to_end(weights, command, tmp_path, capsys) -> None:
+    own = "--limit 2 --phantom 1 3 --solve-steps 60 --gmres-steps 40 --gmres-rtol 1e-3 --unrolled 20"
+    command("study", "adjoints", weights["deqreg"], weights["dio"], "--out", "found", *own.split())
+    with open(tmp_path / "found/adjoints.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {"model", "pair", "adjoint", "steps", "damping", "cosine", "norm_ratio", "seconds", "saved_mb"} <= rows[
+        0
+    ].keys()
+    assert {"tensors_mb", "gmres_steps", "gmres_residual", "reference", "residual", "spectral_radius"} <= rows[0].keys()
+    assert len(rows) == 2 * 2 * (2 * 2 + 3)
+    assert {row["adjoint"] for row in rows} == {
+        "phantom",
+        "unrolled from the solution",
+        "implicit, GMRES",
+        "whole solve unrolled",
+    }
+    for row in rows:
+        if row["adjoint"].startswith("implicit") and row["reference"] == "implicit":
+            assert float(row["cosine"]) > 0.9999 and float(row["gmres_residual"]) <= 1e-3
+    assert all((tmp_path / "found" / f"adjoints.{end}").stat().st_size > 1000 for end in ("png", "svg", "md"))
+    assert "spectral radius" in capsys.readouterr().out
+
+
+def test_more_phantom_steps_save_more_and_the_implicit_one_saves_one(weights) -> None:
+    module, pair = first(weights["deqreg"])
+    problem = of_deqreg(module, pair, 20)
+    one, five, checkpointed, implicit = (
+        memory_of(problem, adjoint)[0]
+        for adjoint in (
+            PhantomAdjoint(1),
+            PhantomAdjoint(5),
+            PhantomAdjoint(5, checkpointed=True),
+            ImplicitAdjoint(1e-2, 5),
+        )
+    )
+    assert five > 2 * one and checkpointed < 0.6 * five and implicit < 1.2 * one
+
+
+def test_what_cannot_be_studied_is_refused(weights, tmp_path) -> None:
+    with pytest.raises(ValueError, match="limit is 0"):
+        adjoints([str(weights["dio"])], tmp_path, limit=0)
+    with pytest.raises(ValueError, match="below 1"):
+        Settings(phantom=(0,))
+    with pytest.raises(ValueError, match="gmres_rtol"):
+        Settings(gmres_rtol=0.0)
