@@ -15,7 +15,9 @@ for config in experiments/"$lab"/*.yaml; do
         run=runs/$lab/$method/seed$seed
         weights=experiments/$lab/weights/${method}_$seed.safetensors
         [ -e "$weights" ] && { echo "$weights is there"; continue; }
-        $dio fit --config "experiments/$lab/data.yaml" --config "$config" --data.root "$data" --ckpt_path last \
+        resume=()
+        [ ! -e "$run/checkpoints/last.ckpt" ] || resume=(--ckpt_path last)
+        $dio fit --config "experiments/$lab/data.yaml" --config "$config" --data.root "$data" "${resume[@]}" \
             --seed_everything "$seed" --data.seed "$seed" --trainer.default_root_dir "$run"
         $dio export --half --ckpt_path "$run/checkpoints/last.ckpt" "$weights"
     done
