@@ -26,7 +26,7 @@ from dio_lightning.pair import Pair
 
 MB = 2**20
 # glibc gives every tensor back when it is freed; by default it keeps some, and the peak varies by a quarter
-EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 
 
 class Step(NamedTuple):

@@ -40,4 +40,5 @@ learned DIO dio
 learned DEQReg-12 deqreg12
 learned DEQReg deqreg
 mkdir -p "experiments/$lab/results"
-$dio compare "${rows[@]}" --out "experiments/$lab/results/table.md" --reference DEQReg --overwrite
+$dio compare "${rows[@]}" --out "experiments/$lab/results/table.md" --reference DEQReg --overwrite \
+    --metrics dice hd95 folds std_logj steps

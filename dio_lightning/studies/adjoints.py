@@ -103,22 +103,22 @@ def measure(loaded: Loaded, settings: Settings, limit: int | None) -> list[Row]:
     """All gradients of one method on all its pairs; memory is counted on the first batch."""
     module, rows = loaded.module, list[Row]()
     for part in module.modules():
-        if hasattr(part, "precision"):
-            part.precision = "float32"
+        if isinstance(getattr(part, "precision", None), str):
+            setattr(part, "precision", "float32")
     for ids, pair in loaded.batches(limit):
         assert isinstance(module, DEQReg | DIO)
         problem = of_deqreg(module, pair, settings.solve_steps) if isinstance(module, DEQReg) else of_dio(module, pair)
         name = "; ".join(f"{fixed}, {moving}" for fixed, moving in ids)
         reference, solve = reference_of(problem, settings)
+        jfb, _, _ = _gradient(problem, PhantomAdjoint())
         for method, adjoint in plan(settings, problem.steps).items():
             gradient, found, seconds = _gradient(problem, adjoint)
             saved, tensors = (math.nan, math.nan) if rows and rows[0].pair != name else memory_of(problem, adjoint)
             cosine, ratio = compare(gradient, reference)
             report = found.backward
             residual = math.nan if report.residual is None else float(report.residual.max())
-            rows.append(
-                Row(loaded.name, name, method, cosine, ratio, seconds, saved, tensors, report.steps, residual, solve)
-            )
+            costs = (seconds, saved, tensors, report.steps, residual)
+            rows.append(Row(loaded.name, name, method, cosine, ratio, compare(gradient, jfb)[0], *costs, solve))
     return rows
 
 
@@ -138,14 +138,20 @@ def plan(settings: Settings, steps: int) -> dict[Method, Adjoint | None]:
 def reference_of(problem: Equilibrium, settings: Settings) -> tuple[Tensor, Solve]:
     """The gradient that others are compared with, and how it and the solution were found."""
     gradient, found, _ = _gradient(problem, _implicit(settings))
-    reached = found.backward.converged is not None and bool(found.backward.converged.all())
+    reached, settled = found.backward.converged is not None and bool(found.backward.converged.all()), math.nan
     if not reached:
-        # one step at a time: 200 graphs would not fit
-        gradient, _, _ = _gradient(problem, PhantomAdjoint(settings.unrolled, checkpointed=True))
+        # one step at a time: hundreds of graphs would not fit
+        half, gradient = (
+            _gradient(problem, PhantomAdjoint(steps, checkpointed=True))[0]
+            for steps in ((settings.unrolled + 1) // 2, settings.unrolled)
+        )
+        settled = compare(half, gradient)[0]
     solution = problem.solution
     radius = spectral_radius(problem.update, solution.value, generator=torch.Generator().manual_seed(0))
     named = "implicit" if reached else f"{settings.unrolled} steps unrolled"
-    return gradient, Solve(named, float(solution.residual.max()), int(solution.steps.max()), float(radius.max()))
+    return gradient, Solve(
+        named, settled, float(solution.residual.max()), int(solution.steps.max()), float(radius.max())
+    )
 
 
 def memory_of(problem: Equilibrium, adjoint: Adjoint | None) -> tuple[float, float]:

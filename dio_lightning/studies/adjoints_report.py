@@ -1,7 +1,7 @@
 """Table and figure of the adjoints study."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
@@ -11,8 +11,8 @@ from dio_lightning.callbacks.report import to_csv
 from dio_lightning.studies.plots import Line, Panel, draw
 
 FILES = ("adjoints.csv", "adjoints.md", "adjoints.png", "adjoints.svg")
-COLUMNS = ("cosine", "norm_ratio", "seconds", "saved_mb", "tensors_mb", "gmres_steps", "gmres_residual")
-SOLVE = ("reference", "residual", "solve_steps", "spectral_radius")
+COLUMNS = ("cosine", "norm_ratio", "cosine_jfb", "seconds", "saved_mb", "tensors_mb", "gmres_steps", "gmres_residual")
+SOLVE = ("reference", "settled", "residual", "solve_steps", "spectral_radius")
 WHOLE = "whole solve unrolled"
 
 
@@ -36,6 +36,8 @@ class Solve:
     """A batch of pairs at rest: worst relative residual, most steps, largest spectral radius of df/dz."""
 
     reference: str
+    settled: float
+    """Cosine of an unrolled reference to that of half the steps: far from 1, it is no reference. NaN for others."""
     residual: float
     steps: int
     radius: float
@@ -50,6 +52,8 @@ class Row:
     method: Method
     cosine: float
     norm_ratio: float
+    cosine_jfb: float
+    """To one undamped phantom step, which needs no reference."""
     seconds: float
     saved_mb: float
     tensors_mb: float
@@ -63,7 +67,7 @@ def csv(rows: Sequence[Row]) -> str:
     table = []
     for row in rows:
         names = {"model": row.model, "pair": row.pair, "adjoint": row.method.kind, "steps": row.method.steps}
-        solve = (row.solve.reference, row.solve.residual, row.solve.steps, row.solve.radius)
+        solve = (row.solve.reference, row.solve.settled, row.solve.residual, row.solve.steps, row.solve.radius)
         values = {name: getattr(row, name) for name in COLUMNS}
         table.append(names | {"damping": row.method.damping} | values | dict(zip(SOLVE, solve, strict=True)))
     return to_csv(table, ("model", "pair", "adjoint", "steps", "damping", *COLUMNS, *SOLVE))
@@ -81,8 +85,8 @@ def markdown(rows: Sequence[Row]) -> str:
         own = [row for row in rows if row.model == model]
         lines += ["", f"## {model}", "", _solves(list({row.pair: row.solve for row in own}.values())), ""]
         lines += [
-            "| adjoint | cosine | norm ratio | seconds | saved MiB | alive MiB | GMRES |",
-            "|---|--:|--:|--:|--:|--:|---|",
+            "| adjoint | cosine | norm ratio | cosine to JFB | seconds | saved MiB | alive MiB | GMRES |",
+            "|---|--:|--:|--:|--:|--:|--:|---|",
         ]
         for method in dict.fromkeys(row.method for row in own):
             lines.append(_line(method, [row for row in own if row.method == method]))
@@ -101,7 +105,7 @@ def figure(rows: Sequence[Row]) -> Figure:
                 if kind not in ("phantom", WHOLE):
                     continue
                 steps = sorted({r.method.steps for r in own if (r.method.kind, r.method.damping) == (kind, damping)})
-                means = [fmean(getattr(r, name) for r in own if r.method == Method(kind, n, damping)) for n in steps]
+                means = [_mean(getattr(r, name) for r in own if r.method == Method(kind, n, damping)) for n in steps]
                 told = f", damping {damping:g}" if kind == "phantom" else ""
                 lines.append(Line(f"{model}: {kind}{told}", steps, means))
         panels.append(Panel("phantom steps T", title, lines))
@@ -112,6 +116,12 @@ def _solves(solves: Sequence[Solve]) -> str:
     """How the pairs were solved, and what the gradients are compared with."""
     references = [solve.reference for solve in solves]
     counts = ", ".join(f"{name} for {references.count(name)} of {len(solves)}" for name in dict.fromkeys(references))
+    settled = [solve.settled for solve in solves if not math.isnan(solve.settled)]
+    if settled or any(name != "implicit" for name in references):
+        worst = f"{min(settled):.3f}" if settled else "not finite"
+        counts += (
+            f"; its cosine to that of half the steps is {worst} at worst, and must be near 1 for it to mean anything"
+        )
     radii, residuals = [solve.radius for solve in solves], [solve.residual for solve in solves]
     return (
         f"Relative residual {fmean(residuals):.1e} (worst {max(residuals):.1e}) after at most "
@@ -121,15 +131,23 @@ def _solves(solves: Sequence[Solve]) -> str:
 
 
 def _line(method: Method, rows: Sequence[Row]) -> str:
-    cells = [_moments([getattr(row, name) for row in rows]) for name in ("cosine", "norm_ratio")]
+    cells = [_moments([getattr(row, name) for row in rows]) for name in ("cosine", "norm_ratio", "cosine_jfb")]
     cells += [f"{fmean(row.seconds for row in rows):.2f}", f"{rows[0].saved_mb:.1f}", f"{rows[0].tensors_mb:.1f}"]
     gmres = [row for row in rows if row.gmres_steps]
     worst = max((row.gmres_residual for row in gmres), default=math.nan)
     cells.append(
-        f"{fmean(row.gmres_steps for row in gmres):.0f} products, residual at most {worst:.1e}" if gmres else ""
+        f"{fmean(row.gmres_steps for row in gmres):.0f} products, residual at most {worst:.2e}" if gmres else ""
     )
     return f"| {method} | {' | '.join(cells)} |"
 
 
 def _moments(values: Sequence[float]) -> str:
-    return f"{fmean(values):.4f} ({pstdev(values):.4f})"
+    finite = [value for value in values if math.isfinite(value)]
+    text = f"{fmean(finite):.4f} ({pstdev(finite):.4f})" if finite else ""
+    return text if len(finite) == len(values) else f"{text} not finite for {len(values) - len(finite)}".strip()
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of what is finite; NaN of nothing."""
+    finite = [value for value in values if math.isfinite(value)]
+    return fmean(finite) if finite else math.nan

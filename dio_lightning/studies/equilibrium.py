@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dio_lightning.implicit import (
     Adjoint,
+    AdjointReport,
     Anderson,
     Never,
     Residual,
@@ -57,7 +58,8 @@ class Equilibrium:
         if adjoint is None:
             found = UnrolledAdjoint()(self.solve, self.update, self.start)
         else:
-            found = adjoint(lambda _: self.solution, self.update, self.start)
+            solution = replace(self.solution, backward=AdjointReport())
+            found = adjoint(lambda _: solution, self.update, self.start)
         loss = self.loss(found.value)
         of_leaves = torch.autograd.grad(loss, list(self.leaves), allow_unused=True, materialize_grads=True)
         return torch.cat([gradient.flatten() for gradient in self.to_weights(of_leaves)]), found

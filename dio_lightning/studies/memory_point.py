@@ -23,7 +23,7 @@ from dio_lightning.studies.live import MIB, LiveTensors, SavedTensors
 from dio_lightning.studies.loading import load
 
 # glibc gives every tensor back when it is freed; by default it keeps some, and the peak varies by a quarter
-EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
 
 
 @dataclass(frozen=True)
