@@ -109,9 +109,7 @@ def test_penalties_have_closed_forms_and_reach_the_weights() -> None:
     network = Pull(rate=0.25)
     with torch.no_grad():
         network.target.fill_(2.0)
-    model = DEQReg(
-        LearnedStep(network), objective(), max_steps=1, states=1, residual_weight=2.0, jacobian_weight=3.0
-    )
+    model = DEQReg(LearnedStep(network), objective(), max_steps=1, states=1, residual_weight=2.0, jacobian_weight=3.0)
     data = pair()
     update = model.update.on(data["fixed"], data["moving"], model.transformation)
     terms = model._penalties(update, torch.ones(2, 2, *SIZE))

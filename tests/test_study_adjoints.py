@@ -11,6 +11,7 @@ from torch import nn
 
 from dio_lightning.implicit import Anderson, ImplicitAdjoint, PhantomAdjoint, UnrolledAdjoint
 from dio_lightning.studies.adjoints import Settings, adjoints, compare, memory_of, reference_of
+from dio_lightning.studies.adjoints_report import SOLVE, Method, Row, Solve, figure, markdown
 from dio_lightning.studies.equilibrium import of_deqreg, of_dio
 from dio_lightning.studies.loading import load
 
@@ -130,6 +131,7 @@ def test_at_rest_the_implicit_gradient_is_that_of_many_unrolled_steps(weights) -
     starved = Settings(gmres_steps=1, gmres_rtol=1e-9, unrolled=60)
     again, solve = reference_of(problem, starved)
     assert solve.reference == "60 steps unrolled" and torch.equal(again, unrolled)
+    assert solve.settled == pytest.approx(1.0, abs=1e-3)
 
 
 def test_gradients_are_compared_by_angle_and_length() -> None:
@@ -141,15 +143,24 @@ def test_gradients_are_compared_by_angle_and_length() -> None:
 
 
 def test_the_study_runs_from_end_to_end(weights, command, tmp_path, capsys) -> None:
-    own = "--limit 2 --phantom 1 3 --solve-steps 60 --gmres-steps 40 --gmres-rtol 1e-3 --unrolled 20"
+    own = "--limit 1 --phantom 1 3 --solve-steps 40 --gmres-steps 30 --gmres-rtol 1e-3 --unrolled 10"
     command("study", "adjoints", weights["deqreg"], weights["dio"], "--out", "found", *own.split())
     with open(tmp_path / "found/adjoints.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {"model", "pair", "adjoint", "steps", "damping", "cosine", "norm_ratio", "seconds", "saved_mb"} <= rows[
-        0
-    ].keys()
-    assert {"tensors_mb", "gmres_steps", "gmres_residual", "reference", "residual", "spectral_radius"} <= rows[0].keys()
-    assert len(rows) == 2 * 2 * (2 * 2 + 3)
+    names = {
+        "model",
+        "pair",
+        "adjoint",
+        "steps",
+        "damping",
+        "cosine",
+        "norm_ratio",
+        "seconds",
+        "saved_mb",
+        "tensors_mb",
+    }
+    assert rows[0].keys() == names | {"seconds", "saved_mb", "tensors_mb", "gmres_steps", "gmres_residual"} | set(SOLVE)
+    assert len(rows) == 2 * (2 * 2 + 3)
     assert {row["adjoint"] for row in rows} == {
         "phantom",
         "unrolled from the solution",
@@ -157,10 +168,25 @@ def test_the_study_runs_from_end_to_end(weights, command, tmp_path, capsys) -> N
         "whole solve unrolled",
     }
     for row in rows:
+        assert (row["gmres_steps"] != "0") == row["adjoint"].startswith("implicit")
+        if row["adjoint"] == "phantom" and row["steps"] == "1":
+            assert float(row["cosine_jfb"]) == pytest.approx(1.0, abs=1e-5)
         if row["adjoint"].startswith("implicit") and row["reference"] == "implicit":
             assert float(row["cosine"]) > 0.9999 and float(row["gmres_residual"]) <= 1e-3
     assert all((tmp_path / "found" / f"adjoints.{end}").stat().st_size > 1000 for end in ("png", "svg", "md"))
     assert "spectral radius" in capsys.readouterr().out
+
+
+def test_a_gradient_that_is_not_finite_is_told_and_left_out_of_the_mean() -> None:
+    def row(pair: str, cosine: float) -> Row:
+        solve = Solve("implicit", math.nan, 1e-5, 9, 1.2)
+        return Row("m", pair, Method("phantom", 1), cosine, 2.0, 1.0, 0.1, 1.0, 2.0, 0, math.nan, solve)
+
+    text = markdown([row("a", 0.5), row("b", 0.7), row("c", math.nan)])
+    assert "| phantom, T = 1 (JFB) | 0.6000 (0.1000) not finite for 1 | 2.0000 (0.0000) |" in text
+    assert "implicit for 3 of 3" in text
+    assert "| not finite for 1 |" in markdown([row("a", math.nan)])
+    figure([row("a", math.inf)])
 
 
 def test_more_phantom_steps_save_more_and_the_implicit_one_saves_one(weights) -> None:
