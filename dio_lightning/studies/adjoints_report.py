@@ -12,8 +12,10 @@ from dio_lightning.studies.plots import Line, Panel, draw
 
 FILES = ("adjoints.csv", "adjoints.md", "adjoints.png", "adjoints.svg")
 COLUMNS = ("cosine", "norm_ratio", "cosine_jfb", "seconds", "saved_mb", "tensors_mb", "gmres_steps", "gmres_residual")
-SOLVE = ("reference", "settled", "residual", "solve_steps", "spectral_radius")
+SOLVE = ("reference", "reference_change", "residual", "solve_steps", "spectral_radius")
 WHOLE = "whole solve unrolled"
+AT_REST = 1e-4
+"""Relative residual above which a solution is none, and the exact gradient there is of no solution either."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Solve:
     """A batch of pairs at rest: worst relative residual, most steps, largest spectral radius of df/dz."""
 
     reference: str
-    settled: float
-    """Cosine of an unrolled reference to that of half the steps: far from 1, it is no reference. NaN for others."""
+    change: float
+    """Relative change of an unrolled reference over its second half of steps: near 1, it grows and is no reference."""
     residual: float
     steps: int
     radius: float
@@ -67,7 +69,7 @@ def csv(rows: Sequence[Row]) -> str:
     table = []
     for row in rows:
         names = {"model": row.model, "pair": row.pair, "adjoint": row.method.kind, "steps": row.method.steps}
-        solve = (row.solve.reference, row.solve.settled, row.solve.residual, row.solve.steps, row.solve.radius)
+        solve = (row.solve.reference, row.solve.change, row.solve.residual, row.solve.steps, row.solve.radius)
         values = {name: getattr(row, name) for name in COLUMNS}
         table.append(names | {"damping": row.method.damping} | values | dict(zip(SOLVE, solve, strict=True)))
     return to_csv(table, ("model", "pair", "adjoint", "steps", "damping", *COLUMNS, *SOLVE))
@@ -96,7 +98,8 @@ def markdown(rows: Sequence[Row]) -> str:
 def figure(rows: Sequence[Row]) -> Figure:
     """Cosine and norm ratio over phantom steps; the unrolling of the whole solve as a level."""
     panels = []
-    for name, title in (("cosine", "cosine to the reference"), ("norm_ratio", "norm over that of the reference")):
+    views = (("cosine", "cosine to the reference", "linear"), ("norm_ratio", "norm over that of the reference", "log"))
+    for name, title, scale in views:
         lines = []
         for model in dict.fromkeys(row.model for row in rows):
             own = [row for row in rows if row.model == model]
@@ -108,7 +111,7 @@ def figure(rows: Sequence[Row]) -> Figure:
                 means = [_mean(getattr(r, name) for r in own if r.method == Method(kind, n, damping)) for n in steps]
                 told = f", damping {damping:g}" if kind == "phantom" else ""
                 lines.append(Line(f"{model}: {kind}{told}", steps, means))
-        panels.append(Panel("phantom steps T", title, lines))
+        panels.append(Panel("phantom steps T", title, lines, scale))
     return draw(panels)
 
 
@@ -116,15 +119,15 @@ def _solves(solves: Sequence[Solve]) -> str:
     """How the pairs were solved, and what the gradients are compared with."""
     references = [solve.reference for solve in solves]
     counts = ", ".join(f"{name} for {references.count(name)} of {len(solves)}" for name in dict.fromkeys(references))
-    settled = [solve.settled for solve in solves if not math.isnan(solve.settled)]
-    if settled or any(name != "implicit" for name in references):
-        worst = f"{min(settled):.3f}" if settled else "not finite"
+    changes = [solve.change for solve in solves if solve.reference != "implicit"]
+    if changes:
         counts += (
-            f"; its cosine to that of half the steps is {worst} at worst, and must be near 1 for it to mean anything"
+            f"; over its second half of steps it changes by up to {max(changes):.1%}: far from 0 it is no reference"
         )
     radii, residuals = [solve.radius for solve in solves], [solve.residual for solve in solves]
     return (
-        f"Relative residual {fmean(residuals):.1e} (worst {max(residuals):.1e}) after at most "
+        f"Relative residual {fmean(residuals):.1e} (worst {max(residuals):.1e}"
+        f"{'; not at rest' if max(residuals) > AT_REST else ''}) after at most "
         f"{max(solve.steps for solve in solves)} steps, spectral radius {fmean(radii):.3f} "
         f"({min(radii):.3f} to {max(radii):.3f}). Reference: {counts}."
     )

@@ -58,13 +58,15 @@ def in_a_process(point: Point) -> Cost:
     """The cost in a fresh process, which starts with no memory of anything.
 
     Raises:
-        ValueError: if that process fails, with its last line.
+        ValueError: if that process fails, with its last line; exit code -9 is what lack of memory looks like.
     """
     command = [sys.executable, "-m", __name__, json.dumps(asdict(point))]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **EXACT})
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ValueError(f"{point.weights} with {point.steps} steps could not be measured: {last}")
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ValueError(
+            f"{point.weights} with {point.steps} steps could not be measured, exit code {done.returncode}: {last}"
+        )
     return Cost(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -65,7 +65,7 @@ def promises(found: Sequence[Measured]) -> list[str]:
         base = _base(found, measure)
         for name in dict.fromkeys(m.method for m in found if "T = " in m.method):
             values = [m.value(measure) for m in found if m.method == name and m.steps >= 12 and m.cost]
-            if len(values) > 1:
+            if len(values) > 1 and min(values) > 0:
                 change = max(values) / min(values) - 1
                 lines.append(
                     f"- {_kept(change <= FLAT)}: {name}, {measure} flat within 1 % from K = 12 on: {change:.2%}"
@@ -90,7 +90,8 @@ def figure(found: Sequence[Measured]) -> Figure:
 
 
 def _base(found: Sequence[Measured], measure: str) -> float | None:
-    return next((m.value(measure) for m in found if m.method.startswith(BASE) and m.cost), None)
+    """What others are multiples of; none where a page of memory was more than it took."""
+    return next((m.value(measure) for m in found if m.method.startswith(BASE) and m.cost), None) or None
 
 
 def _cell(measured: Measured, measure: str, base: float | None) -> str:
