@@ -50,8 +50,10 @@ class Problems:
         raise (FileNotFoundError if self.missing == len(self.sentences) else ValueError)(text)
 
 
-def check_files(pairs: Sequence[CasePair], progress: bool = True) -> None:
-    """Headers of all cases: files exist and open, label and mask lie on the image's grid, a pair shares its grid.
+def check_files(pairs: Sequence[CasePair], progress: bool = True, common_grid: bool = True) -> None:
+    """Headers of all cases: files exist and open, label and mask lie on the image's grid.
+
+    With `common_grid` the two images of a pair share their grid; without it they have equally many axes.
 
     Raises:
         FileNotFoundError, ValueError: with up to five sentences.
@@ -64,7 +66,10 @@ def check_files(pairs: Sequence[CasePair], progress: bool = True) -> None:
     for fixed, moving in pairs:
         one, two = grids[fixed], grids[moving]
         if one is not None and two is not None and frozenset((fixed, moving)) not in seen:
-            _same_grid(moving.image, two, fixed.image, one, problems)
+            if common_grid:
+                _same_grid(moving.image, two, fixed.image, one, problems)
+            elif len(one[0]) != len(two[0]):
+                problems.add(f"{moving.image} has {len(two[0])} axes, expected {len(one[0])} as {fixed.image}")
         seen.add(frozenset((fixed, moving)))
     problems.stop()
 

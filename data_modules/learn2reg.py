@@ -1,31 +1,12 @@
 """Folders in Learn2Reg's layout: OASIS, NLST and every task that follows them."""
 
-from collections.abc import Sequence
-from functools import cached_property
-from itertools import pairwise, permutations
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from torch.utils.data import Dataset
-
-from data_modules.augment import Augmented
-from data_modules.base import PairDataModule, Sample, Split
-from data_modules.checks import check_files, check_kinds, spatial_dims, unique_cases
-from data_modules.layout import CasePair, Layout, read_layout
-from data_modules.slices import Plane, SlicePairs, Slicing
-from data_modules.subjects import Subjects
-from data_modules.transforms import Normalise
-
-STAGES: dict[str | None, list[Split]] = {
-    "fit": ["train", "val"],
-    "validate": ["val"],
-    "test": ["test"],
-    "predict": ["test"],
-    None: ["train", "val", "test"],
-}
+from data_modules.layout import Layout, read_layout
+from data_modules.volumes import VolumePairs
 
 
-class Learn2Reg(PairDataModule):
+class Learn2Reg(VolumePairs):
     """Pairs of a Learn2Reg folder (Hering et al., IEEE TMI 42, 2023), in two or three dimensions.
 
     `<root>/*_dataset.json` says which images are paired. What it leaves out comes from file names: the training cases
@@ -34,34 +15,11 @@ class Learn2Reg(PairDataModule):
     `registration_test` the test pairs are the validation pairs. Labels, masks and landmarks lie beside imagesTr in
     labelsTr, masksTr and keypointsTr. Cases of validation and test pairs are never drawn for unpaired training.
 
-    With `plane` every volume is cut into two-dimensional slices, paired at equal index. Training draws from all slices
-    of all candidate pairs, in epochs as long as without `plane`; validation, test and prediction read the slices first,
-    first + every, ... of each pair in order. Ids end in the index (`_s040`), and landmarks are dropped. Without `cache`
-    a volume is read for every slice.
-
     Args:
         root: The folder.
         json: Name of the dataset JSON, if there are several.
-        batch_size: Pairs per batch; more than one needs equal grids.
-        num_workers: Loader processes.
-        steps_per_epoch: Training batches per epoch and process. Default: as many pairs as there are listed pairs,
-            training cases (`random`) or candidate pairs (`ordered`, `all`).
-        pairing: Candidates when no training pairs are listed: `random` and `all` every ordered pair of two training
-            cases, `ordered` each case with the next one. They differ in the length of an epoch.
-        normalise: Intensities to [0, 1]: `max` from the image's range, `percentile` from its 0.5 and 99.5 % values,
-            `window` from `clip`, `none` leaves them.
-        clip: Least and largest intensity kept.
-        cache: Keep every case in memory (float32 image, int16 label) and check all values before training; without
-            it values are checked whenever they are read.
-        seed: Of the order of the training pairs.
         test_split: Key of the test and prediction pairs in the JSON; `a/b` for b inside a.
-        labels: The labels kept, with their numbers; others become background.
-        crop: Voxels of a random crop of every training pair; an axis that is shorter stays whole.
-        flips: Axes along which training pairs are flipped with probability one half.
-        plane: Cut volumes into slices of this plane. The affine says across which array axis; it must be the same one,
-            and as long, in all cases. `crop` and `flips` then count the two axes that are left.
-        slices: First and last index along that axis, both included. Default: all.
-        every: Step from slice to slice in validation, test and prediction.
+        **options: Those of `VolumePairs`.
 
     Raises:
         ValueError: if an argument is not as expected.
@@ -72,127 +30,12 @@ class Learn2Reg(PairDataModule):
         self,
         root: str,
         json: str | None = None,
-        batch_size: int = 1,
-        num_workers: int = 0,
-        steps_per_epoch: int | None = None,
-        pairing: Literal["random", "ordered", "all"] = "random",
-        normalise: Normalise = "max",
-        clip: tuple[float, float] | None = None,
-        cache: bool = True,
-        seed: int = 0,
         test_split: str = "registration_test",
-        labels: Literal["all"] | list[int] = "all",
-        crop: Sequence[int] | None = None,
-        flips: Sequence[int] = (),
-        plane: Plane | None = None,
-        slices: tuple[int, int] | None = None,
-        every: int = 1,
+        **options: Any,  # noqa: ANN401
     ) -> None:
-        super().__init__(batch_size, num_workers, steps_per_epoch, seed)
-        if clip is not None and not clip[0] < clip[1]:
-            raise ValueError(f"clip is {clip}, expected a least value below the largest")
-        if normalise == "window" and clip is None:
-            raise ValueError("normalise='window' needs clip, expected two intensities such as (-1000, 500)")
-        if labels != "all" and (not labels or min(labels) < 1):
-            raise ValueError(f"labels is {labels}, expected 'all' or a list of labels of at least 1")
-        if (crop is not None and min(crop) < 1) or (flips and not {*flips} <= {0, 1, 2}):
-            raise ValueError(f"crop is {crop} and flips {flips}, expected sizes of at least 1 and axes among 0, 1, 2")
-        if plane is None and (slices is not None or every != 1):
-            raise ValueError(f"slices is {slices} and every {every}, expected a plane with them")
-        if plane is not None and (2 in flips or len(crop or ()) > 2):
-            raise ValueError(f"crop is {crop} and flips {flips}, expected the two axes of a slice, 0 and 1")
-        self.slicing = Slicing(plane, slices, every) if plane is not None else None
-        self.crop, self.flips = crop, flips
-        self.root, self.json, self.test_split = Path(root).expanduser(), json, test_split
-        self.pairing, self.cache = pairing, cache
-        self.labels: Sequence[int] | None = None if labels == "all" else list(labels)
-        self.subjects = Subjects(normalise, clip, self.labels, cache)
+        super().__init__(root, **options)
+        self.json, self.test_split = json, test_split
 
-    @cached_property
-    def layout(self) -> Layout:
-        """Cases and pairs of the folder, read once."""
+    def read_layout(self) -> Layout:
+        """Cases and pairs of the folder."""
         return read_layout(self.root, self.json, self.test_split)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Checks every case of the stage and reads it into the cache."""
-        pairs: list[CasePair] = []
-        for split in STAGES[stage]:
-            drawn = split == "train" and not self.layout.train
-            # of the quadratically many candidates, those with the first case tie all grids together
-            part = [(self.layout.cases[0], case) for case in self.layout.cases[1:]] if drawn else self.pairs(split)
-            pairs += part or self.pairs(split)
-            check_kinds(part)
-        progress = self.trainer is None or self.trainer.is_global_zero
-        check_files(pairs, progress)
-        if self.slicing is not None:
-            self.slicing.check(unique_cases(pairs))
-        if self.cache:
-            self.subjects.fill(pairs, progress)
-
-    def dataset(self, split: Split) -> Dataset:
-        """Pairs of a split, or their slices; those of training are augmented."""
-        listed = self.pairs(split)
-        pairs: Dataset = _PairList(self.subjects, listed)
-        if self.slicing is not None:
-            axis, indices = self.slicing.cuts(listed[0][0], training=split == "train")
-            pairs = SlicePairs(pairs, axis, indices)
-        return Augmented(pairs, self.crop, self.flips) if split == "train" and (self.crop or self.flips) else pairs
-
-    def pairs(self, split: Split) -> list[CasePair]:
-        """Fixed and moving case of every pair of a split.
-
-        Raises:
-            ValueError: if the folder has none.
-        """
-        layout = self.layout
-        listed = {"train": layout.train, "val": layout.val, "test": layout.test}[split]
-        if split == "train" and not listed:
-            listed = list(pairwise(layout.cases) if self.pairing == "ordered" else permutations(layout.cases, 2))
-        if not listed:
-            raise ValueError(
-                f"{self.root} has no {split} pairs, expected them in its dataset JSON or at least two images in "
-                "imagesTr that are in no other pair"
-            )
-        return listed
-
-    def pairs_per_epoch(self) -> int:
-        """Listed pairs, training cases or candidate pairs: see `pairing`."""
-        unpaired = not self.layout.train and self.pairing == "random"
-        return len(self.layout.cases) if unpaired else len(self.pairs("train"))
-
-    @property
-    def num_labels(self) -> int:
-        """The largest label kept: of `labels`, of the JSON's names, or of the cases read so far; 0 without labels."""
-        if self.labels is not None:
-            return max(self.labels)
-        return max([*self.layout.label_names, self.subjects.largest_label, 0])
-
-    @property
-    def label_names(self) -> dict[int, str]:
-        """Names by label from the JSON, background included; empty if it has none."""
-        names = self.layout.label_names
-        return {k: v for k, v in names.items() if self.labels is None or k in (0, *self.labels)}
-
-    @property
-    def spatial_dims(self) -> int:
-        """Dimensions of the first case; 2 for slices."""
-        if self.slicing is not None:
-            return 2
-        layout = self.layout
-        cases = layout.cases or unique_cases([*layout.train, *layout.val, *layout.test])
-        if not cases:
-            raise ValueError(f"{self.root} has no images, expected some in its dataset JSON or in imagesTr")
-        return spatial_dims(cases[0])
-
-
-class _PairList(Dataset):
-    """Pairs made of subjects, on demand."""
-
-    def __init__(self, subjects: Subjects, pairs: Sequence[CasePair]) -> None:
-        self.subjects, self.pairs = subjects, pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.subjects.pair(*self.pairs[index])

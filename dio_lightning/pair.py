@@ -24,6 +24,12 @@ class Pair(TypedDict, total=False):
     """(b, d) millimetres per voxel of the fixed grid."""
     affine: NotRequired[Tensor]
     """(b, 4, 4) float64, voxel to world (RAS millimetres) of the fixed grid."""
+    moving_affine: NotRequired[Tensor]
+    """(b, 4, 4) float64, the same of the moving grid; only where that is another one than the fixed grid.
+
+    The moving image, label and mask then have a shape of their own, and moving landmarks are voxels of that grid. A
+    displacement stays one of the fixed grid: moving(A (x + u(x))), A from fixed to moving voxels (`fields.worlds`).
+    """
     displacement: NotRequired[Tensor]
     """(b, d, *s) the true displacement in voxels, where it is known (synthetic pairs)."""
     fixed_id: NotRequired[list[str]]

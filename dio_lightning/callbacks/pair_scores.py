@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from dio_lightning.callbacks.gathering import Row
+from dio_lightning.fields import moving_points, on_moving_grid
 from dio_lightning.metrics import dice_per_label, hausdorff_per_label, label_sizes, regularity, tre, warp_label
 from dio_lightning.metrics.landmarks import Order
 from dio_lightning.metrics.overlap import LabelMode
 from dio_lightning.pair import Pair
 
 BORDER = 2
-IDENTITY = ("dice", "hd95", "hd", "tre")
+IDENTITY = ("dice", "hd95", "hd", "mask_dice", "tre")
 """Scores that are also given for u = 0; the others are constants there."""
 SOLVER = ("steps", "converged", "residual")
 """What a step may report of its solver, (b,) each."""
@@ -40,7 +41,7 @@ def score_pair(u: Tensor, pair: Pair, options: ScoreOptions) -> tuple[Row, list[
     """Scores of a batch of one, u (1, d, *s) in voxels: one row, and one row per label that counts.
 
     Only scores whose inputs the pair holds. <score>_identity are those of u = 0. dice, hd95 and hd are means over
-    labels, hd95 and hd without the hd_missed structures that the warp lost.
+    labels, hd95 and hd without the hd_missed structures that the warp lost; mask_dice is that of the two masks.
 
     Raises:
         ValueError: masked scores are asked for and the pair has no fixed_mask.
@@ -65,14 +66,19 @@ def solver_report(outputs: Mapping[str, object], index: int) -> Row:
 
 
 def _fit(u: Tensor, pair: Pair, options: ScoreOptions) -> tuple[Row, list[Row]]:
-    """Scores that compare two images: labels and landmarks."""
+    """Scores that compare two images: labels, masks and landmarks. The moving one is sampled on its own grid."""
     spacing = pair.get("spacing", torch.ones(1, u.shape[1], device=u.device))
     row: Row = {}
     labels: list[Row] = []
     if "fixed_label" in pair and "moving_label" in pair:
-        row, labels = _overlap(u, pair["fixed_label"], pair["moving_label"], spacing, options)
+        row, labels = _overlap(on_moving_grid(u, pair), pair["fixed_label"], pair["moving_label"], spacing, options)
+    if "fixed_mask" in pair and "moving_mask" in pair:
+        moving = (pair["moving_mask"] > 0).to(torch.int16)
+        fixed = (pair["fixed_mask"] > 0).to(torch.int16)
+        row["mask_dice"] = dice_per_label(fixed, warp_label(moving, u, options.dice), moving, 1).item()
     if "fixed_points" in pair and "moving_points" in pair:
-        error = tre(u, pair["fixed_points"], pair["moving_points"], spacing, options.landmarks_order)
+        there = moving_points(pair)
+        error = tre(u, pair["fixed_points"], there, spacing, options.landmarks_order)
         row["tre"] = error.mean().item()
     return row, labels
 

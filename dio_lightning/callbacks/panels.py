@@ -11,7 +11,7 @@ from torch import Tensor
 from dio_lightning.callbacks.drawing import Array, Plane, draw
 from dio_lightning.callbacks.files import replacing
 from dio_lightning.callbacks.writer import grid_affine, pair_ids, pair_name
-from dio_lightning.fields import identity, jacobian_determinant, warp
+from dio_lightning.fields import identity, jacobian_determinant, on_one_grid, warp
 from dio_lightning.pair import Pair
 
 SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -67,6 +67,7 @@ class Panels(Callback):
 def cut(batch: Pair, displacement: Tensor, sample: int, axis: int) -> Plane:
     """The slice of one pair of a batch to draw; displacement is (b, d, *s)."""
     u = displacement[sample : sample + 1].detach().float().cpu()
+    batch = on_one_grid(batch)
     fixed, moving = (batch[name][sample : sample + 1].detach().float().cpu() for name in ("fixed", "moving"))
     channels = [fixed[0, 0], moving[0, 0], warp(moving, u)[0, 0], jacobian_determinant(u)[0]]
     inside = batch.get("fixed_label", batch.get("fixed_mask", batch["fixed"]))[sample, 0]

@@ -16,9 +16,9 @@ from dio_lightning.callbacks.gathering import Row, Scored
 
 Summary = dict[str, float | int | None]
 
-SCORES = ("dice", "hd95", "hd", "hd_missed", "tre", "folds", "sdlogj", "std_logj")
+SCORES = ("dice", "hd95", "hd", "hd_missed", "mask_dice", "tre", "folds", "sdlogj", "std_logj")
 SCORES += ("seconds", "peak_mb", "steps", "converged", "residual")
-IDENTITY = tuple(f"{name}_identity" for name in ("dice", "hd95", "hd", "tre"))
+IDENTITY = tuple(f"{name}_identity" for name in ("dice", "hd95", "hd", "mask_dice", "tre"))
 PAIR_COLUMNS = ("fixed_id", "moving_id", *SCORES, *IDENTITY)
 LABEL_COLUMNS = ("fixed_id", "moving_id", "label", "name", "dice", "dice_identity", "hd95", "hd")
 UNITS = {"hd95": "mm", "hd": "mm", "tre": "mm", "folds": "%", "seconds": "s", "peak_mb": "MiB"}

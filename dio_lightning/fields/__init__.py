@@ -4,18 +4,24 @@ from dio_lightning.fields.grid import downsample, identity, resample, resize, sa
 from dio_lightning.fields.jacobian import jacobian, jacobian_determinant
 from dio_lightning.fields.maps import compose, exponential, inverse
 from dio_lightning.fields.smoothing import gaussian_smooth
+from dio_lightning.fields.worlds import fixed_to_moving, moving_points, on_moving_grid, on_one_grid, seen_from
 
 __all__ = [
     "compose",
     "downsample",
     "exponential",
+    "fixed_to_moving",
     "gaussian_smooth",
     "identity",
     "inverse",
     "jacobian",
     "jacobian_determinant",
+    "moving_points",
+    "on_moving_grid",
+    "on_one_grid",
     "resample",
     "resize",
     "sample",
+    "seen_from",
     "warp",
 ]

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from dio_lightning.fields import resize
+from dio_lightning.fields import on_one_grid, resize
 from dio_lightning.implicit import Solution
 from dio_lightning.losses import Objective, at_size
 from dio_lightning.pair import Pair
@@ -108,12 +108,20 @@ class RegistrationModule(LightningModule):
     def _solve(self, pair: Pair) -> tuple[Pair, list[Solution], Tensor]:
         """The pair on the working grid, the solutions there, and the displacement on the pair's own grid."""
         work = self._work(pair)
-        solutions = self(work["fixed"], work["moving"])
+        solutions = self._align(work, pair)
         return work, solutions, resize(solutions[-1].value, pair["fixed"].shape[2:])
 
+    def _align(self, work: Pair, pair: Pair) -> list[Solution]:
+        """The solutions for a pair on the working grid; `pair` is what it was made from."""
+        return self(work["fixed"], work["moving"])
+
     def _work(self, pair: Pair) -> Pair:
-        """The pair on the working grid."""
-        return at_size(pair, [max(2, round(extent / self.resolution)) for extent in pair["fixed"].shape[2:]])
+        """The pair on the working grid, on which the moving image lies too."""
+        return at_size(on_one_grid(pair), self._size(pair["fixed"]))
+
+    def _size(self, image: Tensor) -> list[int]:
+        """Extents of an image at the working resolution."""
+        return [max(2, round(extent / self.resolution)) for extent in image.shape[2:]]
 
     def _evaluate(self, pair: Pair, stage: str) -> dict[str, Tensor]:
         work, solutions, displacement = self._solve(pair)

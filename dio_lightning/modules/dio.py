@@ -8,10 +8,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from dio_lightning.features import FeaturePyramid, Intensity
+from dio_lightning.fields import downsample, fixed_to_moving, seen_from
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import Objective
 from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.pair import Pair
 from dio_lightning.transformations import Affine
 
 
@@ -94,6 +96,26 @@ class DIO(RegistrationModule):
         levels = self.features.levels[: int(self.open_levels)]
         return self.layer(self.features(fixed, levels), self.features(moving, levels), self.observe)
 
+    def _align(self, work: Pair, pair: Pair) -> list[Solution]:
+        """A moving image on a grid of its own keeps it: its features are brought to the fixed grid, not the image."""
+        matrix = fixed_to_moving(pair)
+        if matrix is None:
+            return super()._align(work, pair)
+        levels = self.features.levels[: int(self.open_levels)]
+        fixed = self.features(work["fixed"], levels)
+        moving = self.features(downsample(pair["moving"], self._size(pair["moving"])), levels)
+        seen = []
+        for f, m in zip(fixed, moving, strict=True):
+            to_full, to_level = (_stretch(m, a, b) for a, b in ((f, pair["fixed"]), (pair["moving"], m)))
+            seen.append(seen_from(m, to_level @ matrix @ to_full, f.shape[2:], padding="border"))
+        return self.layer(fixed, seen, self.observe)
+
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Opens the levels whose step has come."""
         self.open_levels.fill_(sum(step <= self.global_step for step in self.opens))
+
+
+def _stretch(like: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """The matrix (4, 4) from voxels of one grid to those of another of the same extent."""
+    ratio = [(n - 1) / max(o - 1, 1) for o, n in zip(old.shape[2:], new.shape[2:], strict=True)]
+    return torch.diag(torch.tensor([*ratio, *[1.0] * (4 - len(ratio))], dtype=torch.float64, device=like.device))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dio_lightning.callbacks.pair_scores import BORDER, ScoreOptions
 from dio_lightning.callbacks.report import summarise
+from dio_lightning.fields import on_moving_grid
 from dio_lightning.metrics import dice_per_label, label_sizes, regularity, warp_label
 from dio_lightning.pair import Pair
 from dio_lightning.studies.comparison_statistics import per_unit
@@ -24,7 +25,8 @@ def score(u: Float[Tensor, "b d *s"], pair: Pair, options: ScoreOptions) -> dict
     fixed, moving = pair["fixed_label"], pair["moving_label"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
     largest = max(int(fixed.max()), int(moving.max()), 0)
     counts = torch.minimum(label_sizes(fixed, largest), label_sizes(moving, largest)) >= options.min_voxels
-    dice = dice_per_label(fixed, warp_label(moving, u, options.dice), moving, largest).where(counts, torch.nan)
+    warped = warp_label(moving, on_moving_grid(u, pair), options.dice)
+    dice = dice_per_label(fixed, warped, moving, largest).where(counts, torch.nan)
     found = regularity(u, BORDER, pair.get("fixed_mask") if options.masked else None)
     return {"dice": dice.nanmean(1), "folds": found.folds, "sdlogj": found.sdlogj}
 
