@@ -1,5 +1,7 @@
 """What a data set must satisfy before training starts; every failure is one sentence."""
 
+import math
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from torch import Tensor
@@ -16,7 +19,7 @@ from data_modules.layout import Case, CasePair
 
 UNREADABLE = (ImageFileError, OSError, EOFError, zlib.error, RuntimeError)
 Grid = tuple[tuple[int, ...], np.ndarray]
-"""Shape without a trailing axis of one voxel, and the affine (4, 4)."""
+"""Shape without trailing axes of one voxel, and the affine (4, 4)."""
 
 
 class Problems:
@@ -50,18 +53,24 @@ class Problems:
         raise (FileNotFoundError if self.missing == len(self.sentences) else ValueError)(text)
 
 
-def check_files(pairs: Sequence[CasePair], progress: bool = True, common_grid: bool = True) -> None:
-    """Headers of all cases: files exist and open, label and mask lie on the image's grid.
+def check_files(
+    pairs: Sequence[CasePair], progress: bool = True, common_grid: bool = True, affines: bool = True
+) -> None:
+    """What can be told without reading volumes.
 
-    With `common_grid` the two images of a pair share their grid; without it they have equally many axes.
+    Files exist and are whole, label and mask lie on the image's grid, landmarks lie inside it, equally many in a pair.
+    With `common_grid` the two images of a pair share their grid; without it they have equally many axes. Without
+    `affines` only shapes are compared.
 
     Raises:
         FileNotFoundError, ValueError: with up to five sentences.
     """
     problems = Problems()
     grids: dict[Case, Grid | None] = {}
+    counts: dict[Case, int] = {}
     for case in watched(unique_cases(pairs), "Checking headers", progress):
-        grids[case] = _case_grid(case, problems)
+        grids[case] = _case_grid(case, problems, affines)
+        counts[case] = _case_points(case, grids[case], problems)
     seen: set[frozenset[Case]] = set()
     for fixed, moving in pairs:
         one, two = grids[fixed], grids[moving]
@@ -71,6 +80,7 @@ def check_files(pairs: Sequence[CasePair], progress: bool = True, common_grid: b
             elif len(one[0]) != len(two[0]):
                 problems.add(f"{moving.image} has {len(two[0])} axes, expected {len(one[0])} as {fixed.image}")
         seen.add(frozenset((fixed, moving)))
+    check_counts([pair for pair in pairs if counts[pair[0]] and counts[pair[1]]], counts.__getitem__, problems)
     problems.stop()
 
 
@@ -155,16 +165,32 @@ def watched(cases: Sequence[Case], title: str, progress: bool) -> Iterable[Case]
     return tqdm(cases, desc=title, delay=2, leave=False, disable=not progress)
 
 
-def _case_grid(case: Case, problems: Problems) -> Grid | None:
-    """The image's grid; the label and the mask are compared with it."""
+def _case_grid(case: Case, problems: Problems, affines: bool) -> Grid | None:
+    """The image's grid; the label and the mask are compared with it, it with the data set's description."""
     grids = {kind: _grid(path, kind, problems) for kind, path in case.volumes.items()}
+    if not affines:
+        grids = {kind: (grid[0], np.eye(4)) if grid is not None else None for kind, grid in grids.items()}
     image = grids["image"]
     for kind, grid in grids.items():
         if image is not None and grid is not None and kind != "image":
             _same_grid(case.volumes[kind], grid, case.image, image, problems)
-    if case.keypoints is not None and not case.keypoints.is_file():
-        problems.add_missing(case.keypoints, f"the landmarks of {case.image.name}")
+    # another size is the choice of who resampled the files, another order of the same axes is a mistake
+    if image is not None and case.shape is not None and (swapped := _swapped(image[0], case.shape)):
+        problems.add(
+            f"{case.image} has shape {_times(image[0])}, expected {_times(case.shape)} as in its dataset JSON{swapped}"
+        )
+        return None
     return image
+
+
+def _case_points(case: Case, grid: Grid | None, problems: Problems) -> int:
+    """Number of landmarks of a case, which are checked; 0 if it has none that can be used."""
+    if case.keypoints is None:
+        return 0
+    if not case.keypoints.is_file():
+        problems.add_missing(case.keypoints, f"the landmarks of {case.image.name}")
+        return 0
+    return len(read_points(case.keypoints, grid[0], problems)) if grid is not None else 0
 
 
 def _grid(path: Path, kind: str, problems: Problems) -> Grid | None:
@@ -177,21 +203,57 @@ def _grid(path: Path, kind: str, problems: Problems) -> Grid | None:
         problems.add(f"{path} cannot be read ({error}), expected a NIfTI file")
         return None
     shape = tuple(volume.shape)
-    shape = shape[:-1] if len(shape) == 3 and shape[-1] == 1 else shape
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
     if len(shape) not in (2, 3):
         problems.add(f"{path} has shape {_times(shape)}, expected two or three axes")
         return None
+    if why := _cut_off(volume):
+        problems.add(f"{path} is cut off ({why}), expected all {_times(shape)} voxels of its header")
+        return None
     return shape, np.asarray(volume.affine)
+
+
+def _cut_off(volume: Nifti1Image) -> str | None:
+    """Why the data cannot be read to their end, if so.
+
+    A gzip file ends in the size of its contents (RFC 1952), so it is unpacked only where that is not as expected.
+    """
+    proxy, path = volume.dataobj, volume.file_map["image"].filename
+    if not isinstance(proxy, ArrayProxy) or path is None:
+        return None
+    wanted = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
+    size, packed = Path(path).stat().st_size, Path(path).suffix in (".gz", ".mgz")
+    if packed and size >= 4:
+        with open(path, "rb") as file:
+            file.seek(-4, 2)
+            (size,) = struct.unpack("<I", file.read(4))
+    if size == wanted % 2**32 or (size > wanted and not packed):
+        return None
+    try:
+        proxy.get_unscaled()
+    except UNREADABLE as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def _same_grid(path: Path, grid: Grid, reference: Path, expected: Grid, problems: Problems) -> None:
     """Shape and affine agree, the affine to a hundredth of a voxel."""
     if grid[0] != expected[0]:
-        problems.add(f"{path} has shape {_times(grid[0])}, expected {_times(expected[0])} as in {reference}")
+        swapped = _swapped(grid[0], expected[0])
+        problems.add(f"{path} has shape {_times(grid[0])}, expected {_times(expected[0])} as in {reference}{swapped}")
         return
     voxel = np.linalg.norm(expected[1][:3, :3], axis=0).min()
     if np.abs(grid[1] - expected[1]).max() > 0.01 * voxel:
         problems.add(f"{path} has the affine {_rows(grid[1])}, expected {_rows(expected[1])} as in {reference}")
+
+
+def _swapped(shape: Sequence[int], expected: Sequence[int]) -> str:
+    """What to add to a sentence if a shape has the expected extents in another order; else nothing."""
+    if tuple(shape) == tuple(expected) or sorted(shape) != sorted(expected):
+        return ""
+    known = "; Learn2Reg's OASIS is 160x224x192, neurite's 160x192x224" if sorted(shape) == [160, 192, 224] else ""
+    return f": its axes look swapped{known}"
 
 
 def _times(shape: Sequence[int]) -> str:

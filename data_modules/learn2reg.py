@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from data_modules.layout import Layout, read_layout
+from data_modules.folder import read_layout
+from data_modules.layout import Layout
 from data_modules.volumes import VolumePairs
 
 
@@ -14,6 +15,8 @@ class Learn2Reg(VolumePairs):
     pairs (at least one) or of the cases (at least two, in consecutive pairs) is for validation; without
     `registration_test` the test pairs are the validation pairs. Labels, masks and landmarks lie beside imagesTr in
     labelsTr, masksTr and keypointsTr. Cases of validation and test pairs are never drawn for unpaired training.
+    An image or a pair that is listed twice, and an image both in a training pair and in a validation or test pair, are
+    refused; only if the training pairs are all of the validation pairs is that taken for a choice, with a warning.
 
     Args:
         root: The folder.
@@ -38,4 +41,4 @@ class Learn2Reg(VolumePairs):
 
     def read_layout(self) -> Layout:
         """Cases and pairs of the folder."""
-        return read_layout(self.root, self.json, self.test_split)
+        return read_layout(self.root, self.json, self.test_split).checked(self.root)

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
 from monai.transforms.intensity.dictionary import (
+    MaskIntensityd,
     ScaleIntensityd,
     ScaleIntensityRanged,
     ScaleIntensityRangePercentilesd,
 )
 from monai.transforms.io.dictionary import LoadImaged
+from monai.transforms.transform import Transform
 from monai.transforms.utility.dictionary import EnsureChannelFirstd, EnsureTyped, Lambdad
 from torch import Tensor
 
@@ -23,7 +26,7 @@ VOLUMES = ("image", "label", "mask")
 
 
 def reading() -> Compose:
-    """Paths to (1, *s) float32 volumes as stored; two-dimensional files may carry a third axis of one voxel."""
+    """Paths to (1, *s) float32 volumes as stored; files may carry further axes of one voxel."""
     return Compose(
         [
             LoadImaged(keys=VOLUMES, reader="NibabelReader", image_only=True, allow_missing_keys=True),
@@ -33,23 +36,33 @@ def reading() -> Compose:
     )
 
 
-def preparing(normalise: Normalise, clip: Sequence[float] | None, labels: Sequence[int] | None) -> Compose:
-    """Checked volumes to what training sees: image in [0, 1] float32, label int16, mask uint8.
+def preparing(
+    normalise: Normalise,
+    clip: Sequence[float] | None,
+    labels: Sequence[int] | None,
+    mask_images: bool = False,
+    extra: Sequence[Transform] = (),
+) -> Compose:
+    """Checked volumes to what training sees: image in [0, 1] float32, label int16, mask uint8, spacing and affine.
 
+    `extra` comes first: MONAI's dictionary transforms of the keys image, label and mask, which may change the grid.
     `max` maps the least and largest value to 0 and 1, `percentile` those of 0.5 % and 99.5 %, `window` the two values
-    of `clip`; `none` leaves intensities. `clip` limits them before. Labels that are not listed become background.
+    of `clip`; `none` leaves intensities. `clip` limits them before. With `mask_images` the image is 0 outside its mask
+    in the end. Labels that are not listed become background.
     """
-    steps: list = []
+    steps: list = [*extra, _Grid()]
     if normalise == "window" and clip is not None:
-        steps = [ScaleIntensityRanged("image", clip[0], clip[1], 0.0, 1.0, clip=True)]
+        steps += [ScaleIntensityRanged("image", clip[0], clip[1], 0.0, 1.0, clip=True)]
     elif clip is not None:
-        steps = [ScaleIntensityRanged("image", clip[0], clip[1], clip[0], clip[1], clip=True)]
+        steps += [ScaleIntensityRanged("image", clip[0], clip[1], clip[0], clip[1], clip=True)]
     if normalise == "max":
         steps.append(ScaleIntensityd("image", minv=0.0, maxv=1.0))
     elif normalise == "percentile":
         steps.append(ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True))
     if labels is not None:
         steps.append(Lambdad("label", _Keep(labels), allow_missing_keys=True))
+    if mask_images:
+        steps.append(MaskIntensityd("image", mask_key="mask"))
     steps += [
         Lambdad("mask", _binary, allow_missing_keys=True),
         EnsureTyped("image", dtype=torch.float32, track_meta=False),
@@ -57,6 +70,26 @@ def preparing(normalise: Normalise, clip: Sequence[float] | None, labels: Sequen
         EnsureTyped("mask", dtype=torch.uint8, track_meta=False, allow_missing_keys=True),
     ]
     return Compose(steps)
+
+
+def carried(points: Tensor, stored: Tensor, prepared: Tensor) -> Tensor:
+    """Points (d, n) in voxels of one grid as voxels of another, both given by their affines (4, 4) float64."""
+    if torch.equal(stored, prepared):
+        return points
+    d, change = len(points), torch.linalg.solve(prepared, stored)
+    return (change[:d, :d] @ points.double() + change[:d, 3:]).to(points.dtype)
+
+
+class _Grid(Transform):
+    """Adds where the image lies: spacing (d,) in mm, affine (4, 4) float64."""
+
+    def __call__(self, data: dict[str, MetaTensor]) -> dict[str, Tensor]:
+        d, found = data["image"].ndim - 1, torch.as_tensor(data["image"].affine, dtype=torch.float64)
+        affine = torch.eye(4, dtype=torch.float64)
+        # MONAI's spatial transforms leave (3, 3) for an image of two axes
+        rows = len(found) - 1
+        affine[:rows, :rows], affine[:rows, 3] = found[:rows, :rows], found[:rows, rows]
+        return {**data, "spacing": affine[:3, :d].norm(dim=0).float(), "affine": affine}
 
 
 class _Keep:
@@ -74,4 +107,6 @@ def _binary(mask: Tensor) -> Tensor:
 
 
 def _drop_last_single(volume: Tensor) -> Tensor:
-    return volume.squeeze(-1) if volume.ndim == 4 and volume.shape[-1] == 1 else volume
+    while volume.ndim > 3 and volume.shape[-1] == 1:
+        volume = volume.squeeze(-1)
+    return volume

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise, permutations
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
+from lightning.pytorch.utilities import rank_zero_info
+from monai.transforms.transform import Transform
 from torch.utils.data import Dataset
 
-from data_modules.augment import Augmented
+from data_modules.augment import Augmentation, Augmented, Crop, Flip
 from data_modules.base import PairDataModule, Sample, Split, collate
+from data_modules.caching import Cache, Mode, cache_mode
+from data_modules.checking import check_module
 from data_modules.checks import check_files, check_kinds, spatial_dims, unique_cases
 from data_modules.layout import CasePair, Layout
 from data_modules.slices import Plane, SlicePairs, Slicing
 from data_modules.subjects import Subjects
 from data_modules.transforms import Normalise
 from dio_lightning.fields import on_one_grid
+from dio_lightning.findings import Report
 
 STAGES: dict[str | None, list[Split]] = {
     "fit": ["train", "val"],
@@ -33,8 +38,8 @@ class VolumePairs(PairDataModule):
 
     With `plane` every volume is cut into two-dimensional slices, paired at equal index. Training draws from all slices
     of all candidate pairs, in epochs as long as without `plane`; validation, test and prediction read the slices first,
-    first + every, ... of each pair in order. Ids end in the index (`_s040`), and landmarks are dropped. Without `cache`
-    a volume is read for every slice.
+    first + every, ... of each pair in order. Ids end in the index (`_s040`), and landmarks are dropped. With `cache`
+    `none` a volume is read for every slice.
 
     Args:
         root: The folder.
@@ -47,12 +52,21 @@ class VolumePairs(PairDataModule):
         normalise: Intensities to [0, 1]: `max` from the image's range, `percentile` from its 0.5 and 99.5 % values,
             `window` from `clip`, `none` leaves them.
         clip: Least and largest intensity kept.
-        cache: Keep every case in memory (float32 image, int16 label) and check all values before training; without
-            it values are checked whenever they are read.
+        cache: `memory` (or true) keeps every prepared case (float32 image, int16 label, uint8 mask) in the memory of
+            each process; `disk` keeps them in `cache_dir`, which all processes and later runs share, found by the
+            content of their files and all options of preparation; both check all values before training. `none` (or
+            false) checks values whenever they are read.
+        cache_dir: Folder of the disk cache; what is in it may be deleted at any time. Default: dio-lightning in
+            $XDG_CACHE_HOME or ~/.cache.
         seed: Of the order of the training pairs.
         labels: The labels kept, with their numbers; others become background.
+        min_voxels: Labels with fewer voxels than this in any validation or test case become background, as VoxelMorph
+            did with 100 (Balakrishnan et al., IEEE TMI 38, 2019). Every stage then reads all labels of both splits.
+        mask_images: Images are 0 outside of their mask, once normalised.
         crop: Voxels of a random crop of every training pair; an axis that is shorter stays whole.
         flips: Axes along which training pairs are flipped with probability one half.
+        augment: Random changes of the training pairs, in order, before `crop` and `flips`: Flip, RandomAffine,
+            RandomIntensity, RandomAnisotropy, Swap, Crop of `data_modules.augment`.
         plane: Cut volumes into slices of this plane. The affine says across which array axis; it must be the same one,
             and as long, in all cases. `crop` and `flips` then count the two axes that are left.
         slices: First and last index along that axis, both included. Default: all.
@@ -75,11 +89,15 @@ class VolumePairs(PairDataModule):
         pairing: Literal["random", "ordered", "all"] = "random",
         normalise: Normalise = "max",
         clip: tuple[float, float] | None = None,
-        cache: bool = True,
+        cache: Cache = True,
+        cache_dir: str | None = None,
         seed: int = 0,
         labels: Literal["all"] | list[int] = "all",
+        min_voxels: int = 0,
+        mask_images: bool = False,
         crop: Sequence[int] | None = None,
         flips: Sequence[int] = (),
+        augment: Augmentation | list[Augmentation] | None = None,
         plane: Plane | None = None,
         slices: tuple[int, int] | None = None,
         every: int = 1,
@@ -92,6 +110,8 @@ class VolumePairs(PairDataModule):
             raise ValueError("normalise='window' needs clip, expected two intensities such as (-1000, 500)")
         if labels != "all" and (not labels or min(labels) < 1):
             raise ValueError(f"labels is {labels}, expected 'all' or a list of labels of at least 1")
+        if min_voxels < 0:
+            raise ValueError(f"min_voxels is {min_voxels}, expected an integer of at least 0")
         if (crop is not None and min(crop) < 1) or (flips and not {*flips} <= {0, 1, 2}):
             raise ValueError(f"crop is {crop} and flips {flips}, expected sizes of at least 1 and axes among 0, 1, 2")
         if plane is None and (slices is not None or every != 1):
@@ -102,10 +122,40 @@ class VolumePairs(PairDataModule):
             raise ValueError("plane cuts slices at equal index, expected common_grid to be true with it")
         self.slicing = Slicing(plane, slices, every) if plane is not None else None
         self.crop, self.flips = crop, flips
+        self.augment = [augment] if isinstance(augment, Augmentation) else augment or []
         self.root, self.pairing = Path(root).expanduser(), pairing
-        self.cache, self.common_grid = cache, common_grid
+        self.cache: Mode = cache_mode(cache)
+        self.cache_dir, self.common_grid = cache_dir, common_grid
+        self.min_voxels, self.mask_images = min_voxels, mask_images
+        self.normalise: Normalise = normalise
+        self.clip = clip
         self.labels: Sequence[int] | None = None if labels == "all" else list(labels)
-        self.subjects = Subjects(normalise, clip, self.labels, cache)
+
+    @cached_property
+    def subjects(self) -> Subjects:
+        """Reads cases, once each."""
+        return Subjects(
+            self.normalise,
+            self.clip,
+            self.labels,
+            self.cache,
+            self.cache_dir,
+            self.mask_images,
+            self.preparation(),
+            self.common_grid,
+            self.root.name,
+        )
+
+    def preparation(self) -> Sequence[Transform]:
+        """MONAI's dictionary transforms of a case's image, label and mask, before intensities are normalised.
+
+        They always give the same result, may change the grid, and are part of the name of what is cached.
+        """
+        return ()
+
+    def check_headers(self, pairs: Sequence[CasePair], progress: bool) -> None:
+        """What can be told without reading volumes; see `check_files`."""
+        check_files(pairs, progress, self.common_grid)
 
     @cached_property
     def layout(self) -> Layout:
@@ -120,21 +170,38 @@ class VolumePairs(PairDataModule):
         """
         raise NotImplementedError
 
+    def prepare_data(self) -> None:
+        """Fills the disk cache; Lightning has one process of each node do this before any calls `setup`."""
+        if self.cache == "disk":
+            self.setup(self.trainer.state.fn if self.trainer is not None else None)
+
     def setup(self, stage: str | None = None) -> None:
         """Checks every case of the stage and reads it into the cache."""
         pairs: list[CasePair] = []
         for split in STAGES[stage]:
+            if split == "train":
+                self.augmentations()  # what labels lack is said before the long work
             drawn = split == "train" and not self.layout.train
             # of the quadratically many candidates, those with the first case tie all grids together
             part = [(self.layout.cases[0], case) for case in self.layout.cases[1:]] if drawn else self.pairs(split)
             pairs += part or self.pairs(split)
             check_kinds(part)
         progress = self.trainer is None or self.trainer.is_global_zero
-        check_files(pairs, progress, self.common_grid)
+        self.check_headers(pairs, progress)
         if self.slicing is not None:
             self.slicing.check(unique_cases(pairs))
-        if self.cache:
+        if self.cache != "none":
             self.subjects.fill(pairs, progress)
+        if self.min_voxels:
+            held = unique_cases([*self.layout.val, *self.layout.test])
+            dropped = self.subjects.keep_large(held, self.min_voxels, progress)
+            rank_zero_info(
+                f"{self.root.name}: labels {dropped} are background, with fewer than {self.min_voxels} voxels"
+            )
+
+    def check(self) -> Report:
+        """Reads every case once and says what is wrong with which file, without stopping at the first problem."""
+        return check_module(self)
 
     def dataset(self, split: Split) -> Dataset:
         """Pairs of a split, or their slices; those of training are augmented."""
@@ -143,7 +210,17 @@ class VolumePairs(PairDataModule):
         if self.slicing is not None:
             axis, indices = self.slicing.cuts(listed[0][0], training=split == "train")
             pairs = SlicePairs(pairs, axis, indices)
-        return Augmented(pairs, self.crop, self.flips) if split == "train" and (self.crop or self.flips) else pairs
+        steps = self.augmentations() if split == "train" else []
+        return Augmented(pairs, steps) if steps else pairs
+
+    def augmentations(self) -> list[Augmentation]:
+        """What is done to a training pair, in order.
+
+        Raises:
+            ValueError: if one needs names of labels that the data set does not have.
+        """
+        last = [*([Crop(self.crop)] if self.crop else []), *([Flip(self.flips)] if self.flips else [])]
+        return [*(step.named(self.label_names) for step in self.augment), *last]
 
     def pairs(self, split: Split) -> list[CasePair]:
         """Fixed and moving case of every pair of a split.
@@ -170,15 +247,16 @@ class VolumePairs(PairDataModule):
     @property
     def num_labels(self) -> int:
         """The largest label kept: of `labels`, of the JSON's names, or of the cases read so far; 0 without labels."""
-        if self.labels is not None:
-            return max(self.labels)
+        kept = self.subjects.kept or self.labels
+        if kept is not None:
+            return max(kept)
         return max([*self.layout.label_names, self.subjects.largest_label, 0])
 
     @property
     def label_names(self) -> dict[int, str]:
         """Names by label from the JSON, background included; empty if it has none."""
-        names = self.layout.label_names
-        return {k: v for k, v in names.items() if self.labels is None or k in (0, *self.labels)}
+        names, kept = self.layout.label_names, self.subjects.kept or self.labels
+        return {k: v for k, v in names.items() if kept is None or k in (0, *kept)}
 
     @property
     def spatial_dims(self) -> int:
@@ -205,4 +283,4 @@ class _PairList(Dataset):
         sample = self.subjects.pair(*self.pairs[index])
         if not self.common or "moving_affine" not in sample:
             return sample
-        return Sample({key: value[0] for key, value in on_one_grid(collate([sample])).items()})
+        return {key: cast(Sequence, value)[0] for key, value in on_one_grid(collate([sample])).items()}

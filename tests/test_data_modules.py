@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from miniature import AFFINE, SHAPE, image, listed, write, write_case, write_json, write_points
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -19,40 +20,6 @@ from data_modules.base import PairSampler, collate
 from data_modules.synthetic import generator
 from dio_lightning.fields import jacobian_determinant, warp
 from dio_lightning.pair import Pair
-
-SHAPE = (8, 9, 10)
-AFFINE = np.diag([-2.0, 2.0, 3.0, 1.0])
-
-
-def write(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(data, affine), path)  # pyright: ignore[reportPrivateImportUsage]
-
-
-def write_case(root: Path, name: str, points: int = 0, shape: tuple[int, ...] = SHAPE, folder: str = "Tr") -> None:
-    rng = np.random.default_rng(sum(name.encode()))
-    write(root / f"images{folder}/{name}.nii.gz", rng.integers(0, 200, shape).astype(np.uint8))
-    write(root / f"labels{folder}/{name}.nii.gz", rng.integers(0, 4, shape).astype(np.uint8))
-    write(root / f"masks{folder}/{name}.nii.gz", np.ones(shape, np.uint8))
-    if points:
-        write_points(root, name, rng.uniform(0, 7, (points, len(shape))))
-
-
-def write_points(root: Path, name: str, points: np.ndarray, header: str = "") -> None:
-    (root / "keypointsTr").mkdir(exist_ok=True)
-    np.savetxt(root / f"keypointsTr/{name}.csv", points, delimiter=",", fmt="%.4f", header=header, comments="")
-
-
-def write_json(root: Path, **content: object) -> None:
-    (root / "Mini_dataset.json").write_text(json.dumps({"name": "Mini", **content}))
-
-
-def image(i: int, modality: int = 0) -> str:
-    return f"./imagesTr/Mini_{i:04d}_{modality:04d}.nii.gz"
-
-
-def listed(*pairs: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"fixed": fixed, "moving": moving} for fixed, moving in pairs]
 
 
 @pytest.fixture
@@ -261,7 +228,7 @@ FAILURES = {
     ),
     "cut off": (
         lambda root: (root / image(5)).write_bytes((root / image(5)).read_bytes()[:-20]),
-        "imagesTr/Mini_0005_0000.nii.gz or its label or mask cannot be read (Compressed file ended before",
+        "imagesTr/Mini_0005_0000.nii.gz is cut off (Compressed file ended before",
     ),
     "NaN": (break_image, "Mini_0005_0000.nii.gz has 2 voxels that are NaN or infinite, expected finite intensities"),
     "label shape": (
@@ -312,9 +279,7 @@ def test_one_sentence_per_failure(brains: Path, name: str) -> None:
 def test_landmarks_are_checked(lungs: Path, row: str, sentence: str) -> None:
     break_points(lungs, row)
     assert sentence in sentences(lungs, "validate")
-    uncached = ready(lungs, "validate", cache=False)
-    with pytest.raises(ValueError, match=r"landmarks|grid"):
-        next(iter(uncached.val_dataloader()))
+    assert sentence in sentences(lungs, "validate", cache=False)
 
 
 def test_at_most_five_problems_are_told(brains: Path) -> None:

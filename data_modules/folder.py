@@ -1,0 +1,190 @@
+"""A Learn2Reg folder as downloaded: its `*_dataset.json` and, for what that does not say, its file names."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from data_modules.layout import Case, CasePair, Layout, pairs_by_name, without
+
+FOLDERS = {"label": "labels", "mask": "masks", "keypoints": "keypoints"}
+TRAIN, VAL, TEST = "training_paired_images", "registration_val", "registration_test"
+
+
+def read_layout(root: Path, json_name: str | None = None, test_split: str = TEST) -> Layout:
+    """The layout of a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the folder, file or key that is not as expected.
+    """
+    folder = Folder.read(root, json_name)
+    train, val = folder.pairs(TRAIN), folder.pairs(VAL)
+    test = folder.pairs(test_split) if test_split == TEST else folder.required(test_split)
+    free = without(folder.cases, [*val, *test])
+    if not train and folder.content.get("pairings") != "unpaired":
+        train = pairs_by_name(free)
+        if not train and free and folder.content.get("pairings") == "paired" and folder.content.get("training"):
+            raise ValueError(
+                f"{folder.source} has no pairs under {TRAIN!r}, expected them as its 'pairings' is 'paired' and "
+                f"not every image is name_0000 or name_0001, such as {free[0].image.name}"
+            )
+    if not val:
+        free, train, val = _hold_out(root, free, train)
+    return Layout(free, train, val, test or val, folder.label_names)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The entries of a folder; `source`, its dataset JSON or the folder itself, is what an error names."""
+
+    root: Path
+    source: Path
+    content: dict[str, Any]
+
+    @staticmethod
+    def read(root: Path, json_name: str | None = None) -> "Folder":
+        """The folder, with its JSON if there is one.
+
+        Raises:
+            FileNotFoundError, ValueError: naming the folder or file that is not as expected.
+        """
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is no folder, expected a Learn2Reg folder with imagesTr")
+        path = _find_json(root, json_name)
+        return Folder(root, path or root, _read_json(path) if path else {})
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        """Training cases: those listed, otherwise every image of imagesTr, sorted."""
+        listed = self._list("training")
+        if not listed:
+            names = sorted(path.name for path in (self.root / "imagesTr").glob("*.nii*"))
+            return [self._case(f"imagesTr/{name}", "imagesTr") for name in names]
+        cases = [self._case(entry, f"entry {i} of 'training'") for i, entry in enumerate(listed)]
+        self._once([case.image for case in cases], "training", "image")
+        return cases
+
+    def pairs(self, key: str) -> list[CasePair]:
+        """Pairs listed under a key (`a/b` is b inside a); empty if there is no such key."""
+        known = {case.image: case for case in self.cases}
+        pairs = []
+        for i, entry in enumerate(self._list(key)):
+            what = f"entry {i} of {key!r}"
+            if not isinstance(entry, dict) or not {"fixed", "moving"} <= entry.keys():
+                raise ValueError(f"{self.source}: {what} is {entry!r}, expected the keys 'fixed' and 'moving'")
+            fixed, moving = (self._case(entry[side], what) for side in ("fixed", "moving"))
+            if fixed.image == moving.image:
+                raise ValueError(f"{self.source}: {what} is {entry!r}, expected two images")
+            pairs.append((known.get(fixed.image, fixed), known.get(moving.image, moving)))
+        self._once([(fixed.image, moving.image) for fixed, moving in pairs], key, "pair")
+        return pairs
+
+    def required(self, key: str) -> list[CasePair]:
+        """Pairs listed under a key that must be there."""
+        pairs = self.pairs(key)
+        if not pairs:
+            raise ValueError(f"{self.source} has no pairs under {key!r}, expected one of {self._pair_keys()}")
+        return pairs
+
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Names by label; the entry of the first modality if the JSON has one per modality."""
+        labels = self.content.get("labels") or {}
+        if isinstance(labels, dict) and labels and all(isinstance(value, dict) for value in labels.values()):
+            labels = next(iter(labels.values()))
+        if not isinstance(labels, dict) or not all(str(key).lstrip("-").isdigit() for key in labels):
+            return {}
+        return {int(key): str(name) for key, name in labels.items()}
+
+    def _pair_keys(self) -> list[str]:
+        """Keys that hold pairs, for a message."""
+        flat = dict(self.content)
+        for key, value in self.content.items():
+            flat |= {f"{key}/{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {}
+        return [k for k, v in flat.items() if isinstance(v, list) and v and isinstance(v[0], dict) and "fixed" in v[0]]
+
+    def _list(self, key: str) -> Sequence[Any]:
+        value: Any = self.content
+        for part in key.split("/"):
+            value = value.get(part, []) if isinstance(value, dict) else []
+        if not isinstance(value, list):
+            raise ValueError(f"{self.source}: {key!r} is a {type(value).__name__}, expected a list")
+        return value
+
+    def _once(self, entries: Sequence[object], key: str, what: str) -> None:
+        first: dict[object, int] = {}
+        for i, entry in enumerate(entries):
+            if first.setdefault(entry, i) != i:
+                raise ValueError(
+                    f"{self.source}: entry {i} of {key!r} repeats entry {first[entry]}, {self._list(key)[i]!r}, "
+                    f"expected every {what} once"
+                )
+
+    def _case(self, entry: object, what: str) -> Case:
+        listed: dict[str, Any] = entry if isinstance(entry, dict) else {"image": entry}
+        if any(not isinstance(listed.get(kind, ""), str) for kind in ("image", *FOLDERS)) or not listed.get("image"):
+            key = " under the key 'image'" if isinstance(entry, dict) else ""
+            raise ValueError(f"{self.source}: {what} is {entry!r}, expected the path of an image{key}")
+        image = self.root / listed["image"]
+        files = {kind: self._sibling(image, kind, listed.get(kind)) for kind in FOLDERS}
+        return Case(image, files["label"], files["mask"], files["keypoints"], shape=self._shape(Case(image).id))
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        """The JSON's shape of an image's modality, which is the number that its name ends in."""
+        shapes = self.content.get("tensorImageShape")
+        modality = name.rpartition("_")[2]
+        shape = shapes.get(str(int(modality)) if modality.isdigit() else "0") if isinstance(shapes, dict) else None
+        return tuple(shape) if isinstance(shape, list) and all(isinstance(n, int) for n in shape) else None
+
+    def _sibling(self, image: Path, kind: str, listed: str | None) -> Path | None:
+        """The label, mask or landmark file of an image: by its place if that exists, otherwise as listed."""
+        folder = image.parent.with_name(image.parent.name.replace("images", FOLDERS[kind]))
+        name = image.name if kind != "keypoints" else image.name.removesuffix(".gz").removesuffix(".nii") + ".csv"
+        derived = folder / name
+        # some releases list landmarks with an image's extension
+        if kind == "keypoints" and listed and not listed.endswith(".csv"):
+            return derived
+        if listed and (kind != "keypoints" or not derived.is_file()):
+            return self.root / listed
+        return derived if folder != image.parent and derived.is_file() else None
+
+
+def _find_json(root: Path, name: str | None) -> Path | None:
+    if name is not None:
+        if not (root / name).is_file():
+            raise FileNotFoundError(f"{root / name} does not exist, expected the dataset JSON named by `json`")
+        return root / name
+    found = sorted(root.glob("*_dataset.json"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{root} has {len(found)} dataset files ({names}), expected one: name it with `json`")
+    return found[0] if found else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object with Learn2Reg's keys")
+    return content
+
+
+def _hold_out(
+    root: Path, cases: list[Case], train: list[CasePair]
+) -> tuple[list[Case], list[CasePair], list[CasePair]]:
+    """Training cases, training pairs, validation pairs: the last tenth of the pairs, or of the cases, consecutive."""
+    if len(train) > 1:
+        last = max(1, len(train) // 10)
+        return cases, train[:-last], train[-last:]
+    if not train and len(cases) >= 4:
+        val = list(pairwise(cases[-max(2, len(cases) // 10) :]))
+        return without(cases, val), train, val
+    if len(cases) > 1:
+        warnings.warn(f"{root} is too small to hold out pairs: it validates on its training pairs", stacklevel=4)
+    return cases, train, train or list(pairwise(cases))
