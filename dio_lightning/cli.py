@@ -16,9 +16,12 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning test     --ckpt_path runs/demo/dio/checkpoints/best.ckpt
   dio-lightning predict  --ckpt_path WEIGHTS --data.root FOLDER
   dio-lightning validate --config CONFIG --ckpt_path last
+  dio-lightning evaluate FIELDS --data Learn2Reg --data.root FOLDER --l2r
+  dio-lightning submit   FIELDS --data Learn2Reg --data.root FOLDER --out SUBMISSION.zip
   dio-lightning export   --ckpt_path CHECKPOINT OUT.safetensors
   dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
   dio-lightning study    convergence WEIGHTS [WEIGHTS ...] --out FOLDER
+  dio-lightning check    --data Learn2Reg --data.root FOLDER
 
 Later --config files win over earlier ones, the command line over all of them, and all of them over the checkpoint.
 `dio-lightning fit --help` lists every option, `dio-lightning fit --config CONFIG --print_config` what they are set to.
@@ -55,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    commands = ("fit", "validate", "test", "predict", "export", "compare", "study")
+    commands = ("fit", "validate", "test", "predict", "export", "compare", "study", "check", "evaluate", "submit")
     if argv[0] not in commands:
         fail(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}")
     if argv[0] == "export":
@@ -66,6 +69,16 @@ def _dispatch(argv: list[str]) -> None:
         from dio_lightning.studies.command import study
 
         return study(argv[1:])
+    if argv[0] == "check":
+        from dio_lightning.checking import check
+
+        if code := check(argv[1:]):
+            raise SystemExit(code)
+        return None
+    if argv[0] in ("evaluate", "submit"):
+        from dio_lightning.challenge import command
+
+        return command.evaluate(argv[1:]) if argv[0] == "evaluate" else command.submit(argv[1:])
     from dio_lightning.experiment import run
 
     run(argv)

@@ -98,19 +98,36 @@ def test_a_pair_on_one_grid_is_left_alone(pair):
 
 @pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("levels", [(1,), (2, 1)])
-def test_dio_registers_a_moving_image_of_another_size(d, levels):
-    """The moving image is the fixed one, coarser along one axis and shifted in the world by two voxels of the fixed."""
+@pytest.mark.parametrize("voxel", [1.0, 2.0], ids=["own grid", "resampled"])
+def test_dio_registers_a_moving_image_of_another_size(d, levels, voxel):
+    """The moving image is the fixed one, cropped or coarser along one axis, and moved by two voxels along another."""
     size = (24, 30, 26)[:d]
     image = gaussian_smooth(torch.rand(1, 1, *size), 3.0)
     image = (image - image.min()) / (image.max() - image.min())
     affine, other = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
-    other[0, 0] = 2.0
-    moving = image[:, :, ::2]
+    other[0, 0] = voxel
+    moving = image[:, :, ::2] if voxel == 2 else image[:, :, 3:-2]
+    other[0, 3] = 0.0 if voxel == 2 else 3.0
     other[1, 3] = 2.0  # what the fixed image has at y, the moving one has at y + 2
     pair = Pair(fixed=image, moving=moving, affine=affine[None], moving_affine=other[None])
-    layer = OptimizerLayer(iterations=[60] * len(levels))
-    u = DIO(Intensity(levels), layer).register(pair)
+    module = DIO(Intensity(levels), OptimizerLayer(iterations=[60] * len(levels)))
+    assert module.keeps_grid(pair) == (voxel == 1)
+    u = module.register(pair)
     inner = (0, slice(None), *[slice(6, -6)] * d)
     before = (warp(moving, on_moving_grid(torch.zeros_like(u), pair)) - image)[inner].square().mean()
     after = (warp(moving, on_moving_grid(u, pair)) - image)[inner].square().mean()
     assert after < 0.2 * before
+
+
+def test_features_on_a_grid_of_their_own_are_those_of_a_padded_image():
+    """A moving image that is the middle of a larger one gives the displacement of the larger one, inside."""
+    image = gaussian_smooth(torch.rand(1, 1, 32, 28), 2.0)
+    moving, affine = torch.nn.functional.pad(image, [0, 0, 8, 8]), torch.eye(4, dtype=torch.float64)
+    other = affine.clone()
+    other[0, 3] = -8.0
+    layer = OptimizerLayer(iterations=[10])
+    shifted = torch.roll(image, 1, 3)
+    wide = Pair(fixed=shifted, moving=moving, affine=affine[None], moving_affine=other[None])
+    u = DIO(Intensity((1,)), layer).register(wide)
+    v = DIO(Intensity((1,)), layer).register(Pair(fixed=shifted, moving=image))
+    assert_close(u[:, :, 6:-6, 6:-6], v[:, :, 6:-6, 6:-6], atol=0.02, rtol=0)

@@ -106,3 +106,64 @@ def test_a_file_that_fails_while_written_leaves_the_old_one(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def written(folder, batch, u, **options):
+    writer = FieldWriter(out=str(folder), warped=False, **options)
+    write(writer, folder, batch, u)
+    return [file.name for file in sorted(folder.iterdir())]
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_npz_holds_one_array_of_half_precision_unless_told_otherwise(tmp_path, dtype):
+    u = torch.randn(1, 3, *SIZE)
+    assert written(tmp_path, pair(), u, format="npz", dtype=dtype) == ["disp_0011_0012.npz"]
+    with np.load(tmp_path / "disp_0011_0012.npz") as arrays:
+        (field,) = arrays.values()
+    assert field.dtype == (dtype or "float16") and field.shape == (*SIZE, 3)
+    np.testing.assert_array_equal(field, u[0].movedim(0, -1).numpy().astype(field.dtype))
+
+
+@pytest.mark.parametrize("format", ["nii", "npz"])
+def test_half_resolution_keeps_the_ends_of_the_grid_and_full_voxels(tmp_path, format):
+    batch = pair()
+    grid = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in SIZE], indexing="ij"))[None]
+    u = 0.1 * grid + torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1, 1)
+    (name,) = written(tmp_path, batch, u, format=format, resolution="half", channels="first")
+    half = np.load(tmp_path / name)["displacement"] if format == "npz" else nib.load(tmp_path / name).get_fdata()
+    assert half.shape == (3, 4, 5, 4)
+    # a linear field is sampled exactly, wherever the samples are
+    for axis, (n, h) in enumerate(zip(SIZE, half.shape[1:], strict=True)):
+        line = np.moveaxis(half[axis], axis, 0)[:, 0, 0]
+        np.testing.assert_allclose(line, 0.1 * np.linspace(0, n - 1, h) + axis + 1, atol=2e-3)
+    if format == "nii":
+        affine = nib.load(tmp_path / name).affine
+        last = np.array([n - 1 for n in SIZE])
+        np.testing.assert_allclose(affine[:3, :3] @ [3, 4, 3], batch["affine"][0, :3, :3].numpy() @ last)
+
+
+def test_a_field_in_the_other_format_would_contradict_the_new_one(tmp_path):
+    u = torch.zeros(1, 3, *SIZE)
+    written(tmp_path, pair(), u)
+    with pytest.raises(FileExistsError, match=r"disp_0011_0012.nii.gz exists"):
+        written(tmp_path, pair(), u, format="npz")
+    assert written(tmp_path, pair(), u, format="npz", overwrite=True) == ["disp_0011_0012.npz"]
+
+
+@pytest.mark.parametrize("options", [{"format": "h5"}, {"dtype": "float16"}, {"resolution": "third"}])
+def test_what_cannot_be_written_is_refused_at_once(options):
+    with pytest.raises(ValueError, match="FieldWriter: "):
+        FieldWriter(**options)
+
+
+def test_the_moving_image_is_warped_from_its_own_grid(tmp_path):
+    batch, u = pair(), 0.5 * torch.randn(1, 3, *SIZE)
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = torch.tensor([1.0, 2.0, -1.0])
+    # voxel y of the moving grid is where voxel y + (1, 2, -1) of the fixed one is
+    elsewhere = {**batch, "moving": torch.rand(1, 1, 9, 10, 11), "moving_affine": (batch["affine"][0] @ shift)[None]}
+    write(FieldWriter(), tmp_path, elsewhere, u)
+    at = np.meshgrid(*map(np.arange, SIZE), indexing="ij") + u[0].numpy() - np.array([1, 2, -1])[:, None, None, None]
+    expected = map_coordinates(elsewhere["moving"][0, 0].numpy(), at, order=1, mode="nearest")
+    warped = nib.load(tmp_path / "predictions" / "warped_0011_0012.nii.gz")
+    np.testing.assert_allclose(warped.get_fdata(), expected, atol=1e-4)

@@ -73,9 +73,9 @@ def _fit(u: Tensor, pair: Pair, options: ScoreOptions) -> tuple[Row, list[Row]]:
     if "fixed_label" in pair and "moving_label" in pair:
         row, labels = _overlap(on_moving_grid(u, pair), pair["fixed_label"], pair["moving_label"], spacing, options)
     if "fixed_mask" in pair and "moving_mask" in pair:
-        moving = (pair["moving_mask"] > 0).to(torch.int16)
-        fixed = (pair["fixed_mask"] > 0).to(torch.int16)
-        row["mask_dice"] = dice_per_label(fixed, warp_label(moving, u, options.dice), moving, 1).item()
+        fixed, moving = ((pair[side] > 0).to(torch.int16) for side in ("fixed_mask", "moving_mask"))
+        warped = warp_label(moving, on_moving_grid(u, pair), options.dice)
+        row["mask_dice"] = dice_per_label(fixed, warped, moving, 1).item()
     if "fixed_points" in pair and "moving_points" in pair:
         there = moving_points(pair)
         error = tre(u, pair["fixed_points"], there, spacing, options.landmarks_order)

@@ -67,6 +67,10 @@ class RegistrationModule(LightningModule):
     def steps(self, steps: int) -> None:
         raise ValueError(f"{self.title} finds its displacement in one step, it cannot take {steps}")
 
+    def keeps_grid(self, pair: Pair) -> bool:
+        """Whether the moving image is registered on its own grid; where it is not the fixed one, it is resampled."""
+        return "moving_affine" not in pair
+
     def register(self, pair: Pair) -> Float[Tensor, "b d *s"]:
         """The displacement on the pair's grid."""
         return self._solve(pair)[2]

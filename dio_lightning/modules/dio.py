@@ -96,10 +96,22 @@ class DIO(RegistrationModule):
         levels = self.features.levels[: int(self.open_levels)]
         return self.layer(self.features(fixed, levels), self.features(moving, levels), self.observe)
 
-    def _align(self, work: Pair, pair: Pair) -> list[Solution]:
-        """A moving image on a grid of its own keeps it: its features are brought to the fixed grid, not the image."""
+    def keeps_grid(self, pair: Pair) -> bool:
+        """True if both images have the same axes and, to a tenth, the same voxels; sizes and places may differ.
+
+        Learned features are neither equivariant nor blind to the size of a voxel: of two images with unlike voxels they
+        would be unlike too (experiments/README.md has the numbers), so such a moving image is resampled.
+        """
         matrix = fixed_to_moving(pair)
         if matrix is None:
+            return True
+        d = pair["fixed"].ndim - 2
+        return bool((matrix[:, :d, :d] - torch.eye(d).to(matrix)).abs().amax() < 0.1)
+
+    def _align(self, work: Pair, pair: Pair) -> list[Solution]:
+        """A moving image that keeps its grid: its features are brought to the fixed grid, not the image."""
+        matrix = fixed_to_moving(pair)
+        if matrix is None or not self.keeps_grid(pair):
             return super()._align(work, pair)
         levels = self.features.levels[: int(self.open_levels)]
         fixed = self.features(work["fixed"], levels)
