@@ -1,6 +1,7 @@
 """Feature pyramids: one image in, features coarse to fine out."""
 
 from dio_lightning.features.base import FeaturePyramid
+from dio_lightning.features.described import Described
 from dio_lightning.features.encoders import LKUE, UNetE
 from dio_lightning.features.identity import Intensity
 from dio_lightning.features.learned import FeatureNetwork
@@ -8,4 +9,15 @@ from dio_lightning.features.lku import LKU
 from dio_lightning.features.mind import MIND, mind
 from dio_lightning.features.unet import UNet
 
-__all__ = ["LKU", "LKUE", "MIND", "FeatureNetwork", "FeaturePyramid", "Intensity", "UNet", "UNetE", "mind"]
+__all__ = [
+    "LKU",
+    "LKUE",
+    "MIND",
+    "Described",
+    "FeatureNetwork",
+    "FeaturePyramid",
+    "Intensity",
+    "UNet",
+    "UNetE",
+    "mind",
+]

@@ -11,7 +11,7 @@ from dio_lightning.pair import Pair
 
 
 class Objective(nn.Module):
-    """Weighted sum of an image, a label and a regularity term; terms that are None are left out.
+    """Weighted sum of an image, a label, a landmark and a regularity term; terms that are None are left out.
 
     Args:
         image: (warped, fixed) to scalar, such as LNCC.
@@ -20,6 +20,8 @@ class Objective(nn.Module):
         label_weight: its weight.
         regularity: u to scalar, such as Diffusion.
         regularity_weight: its weight.
+        landmarks: (u, fixed_points, moving_points, spacing) to scalar, such as Landmarks.
+        landmarks_weight: its weight.
 
     Raises:
         ValueError: if there is no term.
@@ -33,18 +35,25 @@ class Objective(nn.Module):
         label_weight: float = 1.0,
         regularity: nn.Module | None = None,
         regularity_weight: float = 0.0,
+        landmarks: nn.Module | None = None,
+        landmarks_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if image is None and label is None and regularity is None:
-            raise ValueError("An Objective needs at least one of image, label and regularity.")
-        self.image, self.label, self.regularity = image, label, regularity
-        self.weights = {"image": image_weight, "label": label_weight, "regularity": regularity_weight}
+        if image is None and label is None and landmarks is None and regularity is None:
+            raise ValueError("An Objective needs at least one of image, label, landmarks and regularity.")
+        self.image, self.label, self.landmarks, self.regularity = image, label, landmarks, regularity
+        self.weights = {
+            "image": image_weight,
+            "label": label_weight,
+            "landmarks": landmarks_weight,
+            "regularity": regularity_weight,
+        }
 
     def forward(self, pair: Pair, u: Float[Tensor, "b d *s"]) -> dict[str, Tensor]:
         """The terms by name and their weighted sum, "loss"; u in voxels of the pair's grid.
 
         Raises:
-            ValueError: if there is a label term but the pair has no labels.
+            ValueError: if there is a label or landmark term but the pair has no labels or landmarks.
         """
         terms: dict[str, Tensor] = {}
         if self.image is not None:
@@ -53,6 +62,11 @@ class Objective(nn.Module):
             if "fixed_label" not in pair or "moving_label" not in pair:
                 raise ValueError("The objective has a label term, but the pair has no fixed_label and moving_label.")
             terms["label"] = self.label(pair["fixed_label"], pair["moving_label"], u)
+        if self.landmarks is not None:
+            if "fixed_points" not in pair or "moving_points" not in pair:
+                raise ValueError("The objective has a landmark term, but the pair has no fixed_points, moving_points.")
+            points = pair["fixed_points"], pair["moving_points"]
+            terms["landmarks"] = self.landmarks(u, *points, pair.get("spacing"))
         if self.regularity is not None:
             terms["regularity"] = self.regularity(u)
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
