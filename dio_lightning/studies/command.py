@@ -1,6 +1,7 @@
 """The command line of the studies: `dio-lightning study NAME ...`."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +13,7 @@ STUDIES = {
     "solvers": "what each solver needs to reach the fixed point of DEQReg",
     "memory": "memory of one training step of every method, as its steps grow",
     "adjoints": "gradients of DEQReg's and DIO's weights by every adjoint, against the exact ones",
+    "shift": "scores of every method on data that it was not trained on",
 }
 EPILOG = "What stands behind -- overrides the model's and data's settings, as `dio-lightning test` takes them."
 
@@ -32,6 +34,7 @@ def study(argv: Sequence[str]) -> None:
     place = list(argv).index("--") if "--" in argv else len(argv)
     own, options = argv[1:place], list(argv[place + 1 :])
     runs = {"convergence": _convergence, "solvers": _solvers, "memory": _memory, "adjoints": _adjoints}
+    runs["shift"] = _shift
     print(runs[argv[0]](own, options), end="")
 
 
@@ -113,3 +116,36 @@ def _adjoints(argv: Sequence[str], options: Sequence[str]) -> str:
         given.phantom, given.solve_steps, given.gmres_steps, given.gmres_rtol, given.unrolled, not given.no_whole
     )
     return adjoints(given.weights, given.out, options, settings, given.limit, given.overwrite)
+
+
+def _shift(argv: Sequence[str], options: Sequence[str]) -> str:
+    parser = _parser("shift")
+    domains = "YAML file that names the data sets, the first of them (or `reference`) the one trained on"
+    parser.add_argument("--domains", type=Path, required=True, metavar="FILE", help=domains)
+    root = "folder of the data sets' folders (default: $DIO_DATA if it is set, else this one)"
+    parser.add_argument("--root", type=Path, default=Path(os.environ.get("DIO_DATA") or "."), metavar="DIR", help=root)
+    steps = "of the instance optimisation that follows each method in a second row, 0: none (default: %(default)s)"
+    parser.add_argument("--refine-steps", type=int, default=50, metavar="N", help=steps)
+    coarser = "factor by which its grid is coarser than the pair's (default: %(default)s)"
+    parser.add_argument("--refine-resolution", type=float, default=1.0, metavar="R", help=coarser)
+    rivals = "of which the first is asked whether it loses less Dice than the second (default: %(default)s)"
+    parser.add_argument("--rivals", nargs=2, default=["DIO", "VoxelMorph"], metavar="NAME", help=rivals)
+    parser.add_argument("--surface", action="store_true", help="Hausdorff distances too, which take seconds a pair")
+    parser.add_argument("--resume", action="store_true", help="keep rows of unchanged weights that are in FOLDER")
+    given = parser.parse_args(argv)
+    from dio_lightning.studies.shift import shift
+    from dio_lightning.studies.shift_refine import Refinement
+
+    return shift(
+        given.weights,
+        given.domains,
+        given.out,
+        given.root,
+        options,
+        Refinement(given.refine_steps, resolution=given.refine_resolution),
+        given.limit,
+        (given.rivals[0], given.rivals[1]),
+        given.surface,
+        given.resume,
+        given.overwrite,
+    )

@@ -49,7 +49,7 @@ class Loaded:
             yield ids, self.data.transfer_batch_to_device(batch, self.module.device, 0)
 
 
-def load_all(weights: Sequence[str], options: Sequence[str]) -> list[Loaded]:
+def load_all(weights: Sequence[str], options: Sequence[str], ready: bool = True) -> list[Loaded]:
     """`load` of each.
 
     Raises:
@@ -60,15 +60,16 @@ def load_all(weights: Sequence[str], options: Sequence[str]) -> list[Loaded]:
         if (name, str(path.resolve())) in seen:
             raise ValueError(f"{path} is given twice{f' as a seed of {name!r}' if name else ''}")
         seen.add((name, str(path.resolve())))
-    return [load(text, options) for text in weights]
+    return [load(text, options, ready) for text in weights]
 
 
-def load(text: str, options: Sequence[str] = ()) -> Loaded:
+def load(text: str, options: Sequence[str] = (), ready: bool = True) -> Loaded:
     """A method from WEIGHTS or NAME=WEIGHTS, named by its module's title if no name is given.
 
     Args:
         text: a checkpoint (.ckpt), weights with their config beside them (.safetensors), or a config alone (.yaml).
         options: overrides, as `dio-lightning test` takes them.
+        ready: whether its own data are set up; a study may bring others.
 
     Raises:
         FileNotFoundError: no such file, no config beside the weights, or no data.
@@ -83,8 +84,9 @@ def load(text: str, options: Sequence[str] = ()) -> Loaded:
         raise ValueError(f"trainer.precision is {cli.trainer.precision}, studies run with 32-true alone")
     scores = next(c for c in cli.trainer.callbacks if isinstance(c, RegistrationScores))  # pyright: ignore
     module = cli.model.eval().to(cli.trainer.strategy.root_device)
-    cli.datamodule.prepare_data()
-    cli.datamodule.setup("test")
+    if ready:
+        cli.datamodule.prepare_data()
+        cli.datamodule.setup("test")
     return Loaded(name or module.title, path, module, cli.datamodule, scores.test_options)
 
 

@@ -2,7 +2,8 @@
 
 from dio_lightning.updates.descent import Descent, UpdateRule
 from dio_lightning.updates.gauss_newton import GaussNewton
+from dio_lightning.updates.image import ImageDescent
 from dio_lightning.updates.learned import LearnedStep
 from dio_lightning.updates.similarity import SimilarityStep, similarity_slope
 
-__all__ = ["Descent", "GaussNewton", "LearnedStep", "SimilarityStep", "UpdateRule", "similarity_slope"]
+__all__ = ["Descent", "GaussNewton", "ImageDescent", "LearnedStep", "SimilarityStep", "UpdateRule", "similarity_slope"]
