@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench clean
+.PHONY: help setup demo check test bench bench-data clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## install into .venv (done once; again when pyproject.toml or constraints.txt change)
 
@@ -39,6 +39,9 @@ test: setup  ## the test suite (tests on real anatomy run when DIO_DATA names it
 
 bench: setup  ## speed and memory of the inner loop: a table and build/bench.json
 	$(BIN)/python benchmarks/bench.py
+
+bench-data: setup  ## speed and memory of the data that DIO_DATA names: a table and build/bench_data.json
+	$(BIN)/python benchmarks/loading.py
 
 clean:  ## remove caches and build folders (keeps .venv and runs)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -12,6 +12,7 @@ from dio_lightning.errors import debugging, fail, user_message
 
 USAGE = f"""dio-lightning {__version__}: deformable image registration by implicit layers
 
+  dio-lightning check    --data Learn2Reg --data.root FOLDER
   dio-lightning fit      --config experiments/dio/demo.yaml
   dio-lightning test     --ckpt_path runs/demo/dio/checkpoints/best.ckpt
   dio-lightning predict  --ckpt_path WEIGHTS --data.root FOLDER
@@ -20,8 +21,7 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning submit   FIELDS --data Learn2Reg --data.root FOLDER --out SUBMISSION.zip
   dio-lightning export   --ckpt_path CHECKPOINT OUT.safetensors
   dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
-  dio-lightning study    convergence WEIGHTS [WEIGHTS ...] --out FOLDER
-  dio-lightning check    --data Learn2Reg --data.root FOLDER
+  dio-lightning study    NAME WEIGHTS [WEIGHTS ...] --out FOLDER
 
 Later --config files win over earlier ones, the command line over all of them, and all of them over the checkpoint.
 `dio-lightning fit --help` lists every option, `dio-lightning fit --config CONFIG --print_config` what they are set to.

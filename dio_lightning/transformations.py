@@ -84,8 +84,9 @@ class Diffeomorphism(Transformation):
 
     def retract(self, z: Tensor, step: Tensor) -> Tensor:
         """The displacement of (id + u) ∘ (id + δ), with δ scaled so that its longest vector is `max_step`."""
-        longest = step.square().sum(1).flatten(1).amax(1).sqrt()
-        scale = (self.max_step / longest.clamp(min=self.max_step)).view(-1, *[1] * (step.ndim - 1))
+        # clamped before the root, whose slope is infinite at a step of zero
+        longest = step.square().sum(1).flatten(1).amax(1).clamp(min=self.max_step**2).sqrt()
+        scale = (self.max_step / longest).view(-1, *[1] * (step.ndim - 1))
         return compose(z, step * scale)
 
 
