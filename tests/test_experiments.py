@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests/conf/tiny.yaml"
 CLASSICAL = [file for file in ROOT.glob("experiments/classical/*.yaml") if "elastix" not in file.stem]
 EXPERIMENTS = sorted([*ROOT.glob("experiments/dio/*.yaml"), *CLASSICAL])
-METHODS = sorted(f for lab in ("lab", "brains") for f in ROOT.glob(f"experiments/{lab}/*.yaml") if f.stem != "data")
+NO_METHODS = ("data", "contrast", "slices")
+LABS = ("lab", "brains", "shift")
+METHODS = sorted(f for lab in LABS for f in ROOT.glob(f"experiments/{lab}/*.yaml") if f.stem not in NO_METHODS)
 # dotted path below `model`: short, and as a config file nests it
 FORMS = {"short": "layer.{}", "long": "init_args.layer.init_args.{}"}
 

@@ -215,23 +215,24 @@ def test_a_resampled_moving_image_is_marked() -> None:
     assert "| A | 0.500 | 0.400† |" in text and "† Moving image resampled" in text
 
 
-def on_two_grids() -> dict:
-    """A pair whose moving image has slices twice as thick."""
+def on_two_grids(thickness: float = 4.0) -> dict:
+    """A pair whose moving image has half the slices, twice as thick unless said otherwise."""
     fixed, moving = gaussian_smooth(torch.rand(1, 1, *SHAPE), 1.0), gaussian_smooth(torch.rand(1, 1, 6, 10, 8), 1.0)
-    thick = torch.diag(torch.tensor([4.0, 2, 2, 1], dtype=torch.float64))[None]
+    thick = torch.diag(torch.tensor([thickness, 2, 2, 1], dtype=torch.float64))[None]
     affine = torch.diag(torch.tensor([2.0, 2, 2, 1], dtype=torch.float64))[None]
     labels = {"fixed_label": (fixed > 0.5).short(), "moving_label": (moving > 0.5).short()}
     return {"fixed": fixed, "moving": moving, "affine": affine, "moving_affine": thick, **labels}
 
 
-def test_dio_takes_a_moving_image_as_it_is_and_others_do_not(place) -> None:
+@pytest.mark.parametrize("thickness", [2.0, 4.0])
+def test_dio_takes_a_moving_image_with_equal_voxels_as_it_is_and_others_do_not(place, thickness) -> None:
     loaded = [load(f"{place}/{name}.yaml", ready=False) for name in ("dio", "vxm")]
-    plan, pair = Plan([domain("d")], "d", None, ScoreOptions(surface=False)), on_two_grids()
+    plan, pair = Plan([domain("d")], "d", None, ScoreOptions(surface=False)), on_two_grids(thickness)
     rows = candidates(loaded, (), Refinement(1))
     found = solve(rows, plan.domains[0], plan, [("a", "b")], pair, Store(Path("none")))  # type: ignore[arg-type]
     marks = {row.method: row.resampled for row in found}
     dio, vxm = (one.name for one in loaded)
-    assert marks == {NOTHING: False, dio: False, dio + REFINED: True, vxm: True, vxm + REFINED: True}
+    assert marks == {NOTHING: False, dio: thickness == 4, dio + REFINED: True, vxm: True, vxm + REFINED: True}
 
 
 def test_a_method_is_solved_once_for_its_two_rows() -> None:
@@ -243,7 +244,8 @@ def test_a_method_is_solved_once_for_its_two_rows() -> None:
 
     plan, pair = Plan([domain("d")], "d", None, ScoreOptions(surface=False)), on_two_grids()
     rows = [
-        Candidate(name, "w", "", register, refine) for name, refine in (("A", None), ("A" + REFINED, Refinement(1)))
+        Candidate(name, "w", "", register, lambda pair: True, refine)
+        for name, refine in (("A", None), ("A" + REFINED, Refinement(1)))
     ]
     plain, refined = solve(rows, plan.domains[0], plan, [("a", "b")], pair, Store(Path("none")))  # type: ignore[arg-type]
     assert len(calls) == 1 and refined.scores["seconds"] > plain.scores["seconds"]
