@@ -110,9 +110,9 @@ def dice_by_hand(root: Path, fixed: str, moving: str) -> float:
 def test_every_method_is_scored_on_every_domain_that_is_there(command, place, arguments, tmp_path, capsys) -> None:
     command(*arguments, "--refine-steps", 2)
     rows = table(tmp_path / "out/shift.csv")
-    names = [NOTHING, "VoxelMorph", "VoxelMorph" + REFINED, "DIO", "DIO" + REFINED]
+    names = [NOTHING, "VoxelMorph", "VoxelMorph" + REFINED, "DIO"]  # nothing is trained in the last one
     assert list(dict.fromkeys(row["method"] for row in rows)) == names
-    assert len(rows) == 2 * 2 * (1 + 2 * 2 + 2)
+    assert len(rows) == 2 * 2 * (1 + 2 * 2 + 1)
     for row in (row for row in rows if row["method"] == NOTHING):
         expected = dice_by_hand(place / "mini", row["fixed_id"], row["moving_id"])
         assert float(row["dice"]) == pytest.approx(expected, abs=1e-6)
@@ -134,7 +134,7 @@ def test_every_method_is_scored_on_every_domain_that_is_there(command, place, ar
         cells = " | ".join(f"{fmean(v):.3f} ± {pstdev(v):.3f}" for v in (plain, odd))
         assert f"| {name} | {cells} |" in text
         assert f"| {name} | {fmean(odd) - fmean(plain):+.3f} |" in text
-    assert len({fmean(v) for pair in means.values() for v in pair}) == 10
+    assert len({fmean(v) for pair in means.values() for v in pair}) == 8
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         ["shift.csv", "shift_structures.csv", "shift.md", "shift.png", "shift.svg"]
     )
@@ -232,7 +232,7 @@ def test_dio_takes_a_moving_image_with_equal_voxels_as_it_is_and_others_do_not(p
     found = solve(rows, plan.domains[0], plan, [("a", "b")], pair, Store(Path("none")))  # type: ignore[arg-type]
     marks = {row.method: row.resampled for row in found}
     dio, vxm = (one.name for one in loaded)
-    assert marks == {NOTHING: False, dio: thickness == 4, dio + REFINED: True, vxm: True, vxm + REFINED: True}
+    assert marks == {NOTHING: False, dio: thickness == 4, vxm: True, vxm + REFINED: True}
 
 
 def test_a_method_is_solved_once_for_its_two_rows() -> None:

@@ -124,7 +124,7 @@ def _shift(argv: Sequence[str], options: Sequence[str]) -> str:
     parser.add_argument("--domains", type=Path, required=True, metavar="FILE", help=domains)
     root = "folder of the data sets' folders (default: $DIO_DATA if it is set, else this one)"
     parser.add_argument("--root", type=Path, default=Path(os.environ.get("DIO_DATA") or "."), metavar="DIR", help=root)
-    steps = "of the instance optimisation that follows each method in a second row, 0: none (default: %(default)s)"
+    steps = "of the instance optimisation after each trained method, a row of its own; 0: none (default: %(default)s)"
     parser.add_argument("--refine-steps", type=int, default=50, metavar="N", help=steps)
     coarser = "factor by which its grid is coarser than the pair's (default: %(default)s)"
     parser.add_argument("--refine-resolution", type=float, default=1.0, metavar="R", help=coarser)

@@ -44,7 +44,7 @@ def shift(
         out: the folder to write to.
         root: the folder of the domains' folders.
         options: overrides of every model, as `dio-lightning test` takes them.
-        refinement: the instance optimisation that follows each method in a row of its own; none if it has 0 steps.
+        refinement: the instance optimisation that follows each trained method in a row of its own; 0 steps: none.
         limit: pairs of each domain at most.
         rivals: of which the first is asked whether it loses less Dice than the second.
         surface: Hausdorff distances too.

@@ -34,14 +34,15 @@ class Candidate:
 
 
 def candidates(loaded: Sequence[Loaded], options: Sequence[str], refinement: Refinement) -> list[Candidate]:
-    """The rows in order: no registration, then each method, as trained and refined."""
+    """The rows in order: no registration, then each method as it is and, if it was trained, refined."""
     found = [Candidate(NOTHING, "", "", _nothing, lambda pair: True)]
     for one in loaded:
         path = str(one.weights) if not one.weights.is_absolute() else one.weights.name
         module = one.module
         plain = Candidate(one.name, path, _digest(one.weights, options), module.register, module.keeps_grid)
         found.append(plain)
-        if refinement.steps:
+        trained = any(True for _ in module.parameters())
+        if refinement.steps and trained:
             found.append(replace(plain, name=one.name + REFINED, refine=refinement, keeps_grid=_one_grid))
     return found
 
