@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the methods of a laboratory and exports their last weights beside the configs:
-#   experiments/train.sh lab|brains DATA [SEED ...]
+#   experiments/train.sh lab|brains|shift DATA [SEED ...]
 # A run that is finished is not repeated, one that was stopped goes on. METHODS="deqreg riir" trains these alone.
 set -euo pipefail
 [ $# -ge 2 ] || { sed -n 2,4p "$0"; exit 2; }
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 dio=${DIO:-.venv/bin/dio-lightning}
 for config in experiments/"$lab"/*.yaml; do
     method=$(basename "$config" .yaml)
-    [ "$method" != data ] && [[ " ${METHODS:-$method} " == *" $method "* ]] || continue
+    grep -q '^model:' "$config" && [[ " ${METHODS:-$method} " == *" $method "* ]] || continue
     for seed in "${@:-0}"; do
         run=runs/$lab/$method/seed$seed
         weights=experiments/$lab/weights/${method}_$seed.safetensors
