@@ -28,8 +28,23 @@ class UpdateRule(ABC):
         """The update for these features; it may leave its energy, (b,), in `.energy` for the stop rule."""
 
 
+class SmoothedRule(UpdateRule):
+    """Settings of a smoothed descent step on an energy and λ times the diffusion energy.
+
+    Raises:
+        ValueError: if sigma or regularity is negative.
+    """
+
+    sigma: float
+    regularity: float
+
+    def __post_init__(self) -> None:
+        if self.sigma < 0 or self.regularity < 0:
+            raise ValueError(f"sigma is {self.sigma} and regularity {self.regularity}, expected numbers of at least 0")
+
+
 @dataclass(frozen=True)
-class Descent(UpdateRule):
+class Descent(SmoothedRule):
     """f(z) = z - S_σ ∂/∂z [ E(u(z)) / s + λ R(u(z)) ], E the feature distance of `ops.match`, R the diffusion energy.
 
     The scale s is the variance of the fixed features, so that nothing depends on the scale of the features, which
@@ -48,10 +63,6 @@ class Descent(UpdateRule):
     regularity: float = 0.0
     normalise: bool = True
 
-    def __post_init__(self) -> None:
-        if self.sigma < 0 or self.regularity < 0:
-            raise ValueError(f"sigma is {self.sigma} and regularity {self.regularity}, expected numbers of at least 0")
-
     def on(
         self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], transformation: Transformation
     ) -> "BoundDescent":
@@ -59,13 +70,12 @@ class Descent(UpdateRule):
         return BoundDescent(self, fixed, moving, transformation)
 
 
-class BoundDescent:
+class BoundUpdate(ABC):
     """An update f; after a call, `energy`, (b,), is the energy at its argument."""
 
-    def __init__(self, settings: Descent, fixed: Tensor, moving: Tensor, transformation: Transformation) -> None:
+    def __init__(self, settings: SmoothedRule, fixed: Tensor, moving: Tensor, transformation: Transformation) -> None:
         self.settings, self.transformation = settings, transformation
         self.fixed, self.moving = fixed, moving
-        self.scale = _scale(fixed, settings.normalise)
         self.energy: Tensor | None = None
 
     def __call__(self, z: Float[Tensor, "b d ..."]) -> Float[Tensor, "b d ..."]:
@@ -76,6 +86,27 @@ class BoundDescent:
         """Minus the gradient of the energy with respect to the parameters, before smoothing."""
         return -self.transformation.gradient(z, self.fixed.shape[2:], self.slope)
 
+    @abstractmethod
+    def slope(self, u: Tensor) -> Tensor:
+        """Gradient of the energy with respect to the displacement; keeps the energy."""
+
+    def _with_roughness(self, u: Tensor, energy: Tensor, slope: Tensor) -> Tensor:
+        """Adds the regulariser to the slope, and keeps the energy for the stop rule."""
+        if self.settings.regularity > 0:
+            roughness, pull = diffusion_slope(u)
+            energy = energy + self.settings.regularity * roughness.detach()
+            slope = slope + self.settings.regularity * pull
+        self.energy = energy
+        return slope
+
+
+class BoundDescent(BoundUpdate):
+    """The update of `Descent` for two feature maps."""
+
+    def __init__(self, settings: Descent, fixed: Tensor, moving: Tensor, transformation: Transformation) -> None:
+        super().__init__(settings, fixed, moving, transformation)
+        self.normalise, self.scale = settings.normalise, _scale(fixed, settings.normalise)
+
     def slope(self, u: Tensor) -> Tensor:
         """Gradient of the energy with respect to the displacement."""
         value, slope = match(self.fixed, self.moving, u)
@@ -84,16 +115,10 @@ class BoundDescent:
     def _regularise(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         """Scales energy and slope, adds those of the regulariser, and keeps the energy for the stop rule."""
         slope = slope / spread(self.scale, u)
-        if not self.settings.normalise:
+        if not self.normalise:
             half = u.new_tensor([(extent - 1) / 2 for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
             slope = slope * half**2  # once for the gradient, once for the step
-        energy = value.detach() / self.scale.detach()
-        if self.settings.regularity > 0:
-            roughness, pull = diffusion_slope(u)
-            energy = energy + self.settings.regularity * roughness.detach()
-            slope = slope + self.settings.regularity * pull
-        self.energy = energy
-        return slope
+        return self._with_roughness(u, value.detach() / self.scale.detach(), slope)
 
 
 def diffusion_slope(u: Float[Tensor, "b d *s"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b d *s"]]:

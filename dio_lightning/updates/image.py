@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dio_lightning.transformations import Transformation
-from dio_lightning.updates.descent import UpdateRule, diffusion_slope
+from dio_lightning.updates.descent import BoundUpdate, SmoothedRule
 from dio_lightning.updates.similarity import similarity_slope
 
 
 @dataclass(frozen=True)
-class ImageDescent(UpdateRule):
+class ImageDescent(SmoothedRule):
     """f(z) = z - S_σ ∂/∂z [ N D(moving ∘ (id + u(z)), fixed) + λ R(u(z)) ], R the diffusion energy, N the voxels.
 
     D is a mean over voxels and R a sum, so λ is the weight of `Diffusion` ("sum") beside D in a training objective.
@@ -33,10 +33,6 @@ class ImageDescent(UpdateRule):
     sigma: float = 1.0
     regularity: float = 0.0
 
-    def __post_init__(self) -> None:
-        if self.sigma < 0 or self.regularity < 0:
-            raise ValueError(f"sigma is {self.sigma} and regularity {self.regularity}, expected numbers of at least 0")
-
     def on(
         self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], transformation: Transformation
     ) -> "BoundImageDescent":
@@ -44,18 +40,10 @@ class ImageDescent(UpdateRule):
         return BoundImageDescent(self, fixed, moving, transformation)
 
 
-class BoundImageDescent:
-    """An update f; after a call, `energy`, (b,), is the energy at its argument."""
+class BoundImageDescent(BoundUpdate):
+    """The update of `ImageDescent` for two images, or feature maps."""
 
-    def __init__(self, settings: ImageDescent, fixed: Tensor, moving: Tensor, transformation: Transformation) -> None:
-        self.settings, self.transformation = settings, transformation
-        self.fixed, self.moving = fixed, moving
-        self.energy: Tensor | None = None
-
-    def __call__(self, z: Float[Tensor, "b d ..."]) -> Float[Tensor, "b d ..."]:
-        """One plain step; differentiable in z and in the images."""
-        direction = -self.transformation.gradient(z, self.fixed.shape[2:], self.slope)
-        return z + self.transformation.smooth(direction, self.settings.sigma)
+    settings: ImageDescent
 
     def slope(self, u: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
         """Gradient of the energy with respect to the displacement; keeps the energy."""
@@ -63,12 +51,7 @@ class BoundImageDescent:
         samples = zip(self.fixed.split(1), self.moving.split(1), u.split(1), strict=True)
         slope = torch.cat([similarity_slope(seen, *sample) for sample in samples])
         energy = torch.stack(seen.values) * prod(u.shape[2:])
-        if self.settings.regularity > 0:
-            roughness, pull = diffusion_slope(u)
-            energy = energy + self.settings.regularity * roughness.detach()
-            slope = slope + self.settings.regularity * pull
-        self.energy = energy
-        return slope
+        return self._with_roughness(u, energy, slope)
 
 
 class _Seen(nn.Module):
