@@ -73,7 +73,7 @@ def _inner(u: Tensor, border: int, mask: Tensor | None) -> tuple[Tensor, Tensor]
     if border < 0 or min(u.shape[2:]) <= 2 * border:
         raise ValueError(f"a border of {border} voxels leaves nothing of a grid of {tuple(u.shape[2:])}")
     inner = (slice(None), *[slice(border, size - border) for size in u.shape[2:]])
-    determinant = jacobian_determinant(u if u.dtype == torch.float64 else u.float())[inner].flatten(1).double()
+    determinant = jacobian_determinant(u.double())[inner].flatten(1)
     weight = torch.ones_like(determinant) if mask is None else (mask[:, 0] > 0)[inner].flatten(1).double()
     return determinant, weight
 
