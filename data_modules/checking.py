@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from data_modules.checks import unique_cases, watched
+from data_modules.checks import lacking, unique_cases, watched
 from data_modules.comparing import Expected, copies, counts, grids, intensities, label_sets
-from data_modules.facts import Facts, Found, examine, times
+from data_modules.facts import Facts, Found, examine
 from data_modules.layout import Case, Layout
+from dio_lightning.errors import times
 from dio_lightning.findings import Finding, Report, Severity, merged
 
 if TYPE_CHECKING:
@@ -77,12 +78,10 @@ def check_layout(title: str, layout: Layout, expected: Expected, progress: bool 
 def _kinds(splits: dict[str, list[Case]], found: Found) -> None:
     """Within a split all cases have a label, or none has; likewise masks and landmarks."""
     for split, part in splits.items():
-        for kind in ("label", "mask", "keypoints"):
-            having = [case for case in part if getattr(case, kind) is not None]
-            for case in part if having else []:
-                if getattr(case, kind) is None:
-                    sentence = f"has no {kind}, expected one as for {having[0].id} and others of the {split} split"
-                    found.add("error", case.image, sentence)
+        for case, kind, having in lacking(part):
+            found.add(
+                "error", case.image, f"has no {kind}, expected one as for {having.id} and others of the {split} split"
+            )
 
 
 def _column(split: str, part: Sequence[Case], facts: dict[Case, Facts], layout: Layout) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -16,8 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data_modules.layout import Case, CasePair
+from dio_lightning.errors import times
 
 UNREADABLE = (ImageFileError, OSError, EOFError, zlib.error, RuntimeError)
+LARGEST_LABEL = 32767
 Grid = tuple[tuple[int, ...], np.ndarray]
 """Shape without trailing axes of one voxel, and the affine (4, 4)."""
 
@@ -90,13 +92,17 @@ def check_kinds(pairs: Sequence[CasePair]) -> None:
     Raises:
         ValueError: with up to five sentences.
     """
-    problems, cases = Problems(), unique_cases(pairs)
-    for kind in ("label", "mask", "keypoints"):
-        having = [case for case in cases if getattr(case, kind) is not None]
-        for case in cases if having else []:
-            if getattr(case, kind) is None:
-                problems.add(f"{case.image} has no {kind}, expected one as for {having[0].id} of the same split")
+    problems = Problems()
+    for case, kind, having in lacking(unique_cases(pairs)):
+        problems.add(f"{case.image} has no {kind}, expected one as for {having.id} of the same split")
     problems.stop()
+
+
+def lacking(cases: Sequence[Case]) -> Iterator[tuple[Case, str, Case]]:
+    """Every case without a label, mask or landmarks that others have: the case, what it lacks, and one that has it."""
+    for kind in ("label", "mask", "keypoints"):
+        having = next((case for case in cases if getattr(case, kind) is not None), None)
+        yield from ((case, kind, having) for case in cases if having is not None and getattr(case, kind) is None)
 
 
 def unique_cases(pairs: Iterable[CasePair]) -> list[Case]:
@@ -112,9 +118,9 @@ def check_volumes(case: Case, volumes: dict[str, Tensor], problems: Problems) ->
         problems.add(f"{case.image} has {count} voxels that are NaN or infinite, expected finite intensities")
     if case.label is not None:
         label = volumes["label"]
-        wrong = label[(label != label.round()) | (label < 0) | (label > 32767)]
+        wrong = label[(label != label.round()) | (label < 0) | (label > LARGEST_LABEL)]
         if wrong.numel():
-            problems.add(f"{case.label} has the value {wrong[0].item():g}, expected integers from 0 to 32767")
+            problems.add(f"{case.label} has the value {wrong[0].item():g}, expected integers from 0 to {LARGEST_LABEL}")
     if case.mask is not None and not bool((volumes["mask"] > 0).any()):
         problems.add(f"{case.mask} is 0 everywhere, expected a mask with voxels above 0")
 
@@ -130,11 +136,15 @@ def read_points(path: Path, shape: Sequence[int], problems: Problems) -> np.ndar
     if points.shape[1] != d or not len(points):
         problems.add(f"{path} has {len(points)} rows of {points.shape[1]} numbers, expected rows of {d}")
         return np.zeros((0, d), np.float32)
-    inside = np.isfinite(points).all(1) & (points >= 0).all(1) & (points <= np.array(shape) - 1).all(1)
-    for row in np.flatnonzero(~inside)[:1]:
+    for row in np.flatnonzero(~within(points, shape))[:1]:
         values = ", ".join(f"{value:g}" for value in points[row])
-        problems.add(f"{path}: row {row + 1} is ({values}), expected voxels inside a grid of {_times(shape)}")
+        problems.add(f"{path}: row {row + 1} is ({values}), expected voxels inside a grid of {times(shape)}")
     return points
+
+
+def within(points: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Which rows of landmarks (n, d) are finite and inside a grid, (n,)."""
+    return np.asarray((np.isfinite(points) & (points >= 0) & (points <= np.array(shape) - 1)).all(axis=1))
 
 
 def check_counts(pairs: Iterable[CasePair], count: Callable[[Case], int], problems: Problems) -> None:
@@ -175,9 +185,9 @@ def _case_grid(case: Case, problems: Problems, affines: bool) -> Grid | None:
         if image is not None and grid is not None and kind != "image":
             _same_grid(case.volumes[kind], grid, case.image, image, problems)
     # another size is the choice of who resampled the files, another order of the same axes is a mistake
-    if image is not None and case.shape is not None and (swapped := _swapped(image[0], case.shape)):
+    if image is not None and case.shape is not None and (hint := swapped(image[0], case.shape)):
         problems.add(
-            f"{case.image} has shape {_times(image[0])}, expected {_times(case.shape)} as in its dataset JSON{swapped}"
+            f"{case.image} has shape {times(image[0])}, expected {times(case.shape)} as in its dataset JSON{hint}"
         )
         return None
     return image
@@ -206,10 +216,10 @@ def _grid(path: Path, kind: str, problems: Problems) -> Grid | None:
     while len(shape) > 2 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) not in (2, 3):
-        problems.add(f"{path} has shape {_times(shape)}, expected two or three axes")
+        problems.add(f"{path} has shape {times(shape)}, expected two or three axes")
         return None
     if why := _cut_off(volume):
-        problems.add(f"{path} is cut off ({why}), expected all {_times(shape)} voxels of its header")
+        problems.add(f"{path} is cut off ({why}), expected all {times(shape)} voxels of its header")
         return None
     return shape, np.asarray(volume.affine)
 
@@ -240,24 +250,20 @@ def _cut_off(volume: Nifti1Image) -> str | None:
 def _same_grid(path: Path, grid: Grid, reference: Path, expected: Grid, problems: Problems) -> None:
     """Shape and affine agree, the affine to a hundredth of a voxel."""
     if grid[0] != expected[0]:
-        swapped = _swapped(grid[0], expected[0])
-        problems.add(f"{path} has shape {_times(grid[0])}, expected {_times(expected[0])} as in {reference}{swapped}")
+        hint = swapped(grid[0], expected[0])
+        problems.add(f"{path} has shape {times(grid[0])}, expected {times(expected[0])} as in {reference}{hint}")
         return
     voxel = np.linalg.norm(expected[1][:3, :3], axis=0).min()
     if np.abs(grid[1] - expected[1]).max() > 0.01 * voxel:
         problems.add(f"{path} has the affine {_rows(grid[1])}, expected {_rows(expected[1])} as in {reference}")
 
 
-def _swapped(shape: Sequence[int], expected: Sequence[int]) -> str:
+def swapped(shape: Sequence[int], expected: Sequence[int]) -> str:
     """What to add to a sentence if a shape has the expected extents in another order; else nothing."""
     if tuple(shape) == tuple(expected) or sorted(shape) != sorted(expected):
         return ""
-    known = "; Learn2Reg's OASIS is 160x224x192, neurite's 160x192x224" if sorted(shape) == [160, 192, 224] else ""
-    return f": its axes look swapped{known}"
-
-
-def _times(shape: Sequence[int]) -> str:
-    return "x".join(str(extent) for extent in shape)
+    oasis = "; Learn2Reg's OASIS files are 160x224x192, neurite's files of the same brains 160x192x224"
+    return f": its axes look swapped{oasis if sorted(shape) == [160, 192, 224] else ''}"
 
 
 def _rows(affine: np.ndarray) -> str:

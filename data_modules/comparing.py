@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.facts import Facts, Found, permuted, times
+from data_modules.checks import swapped
+from data_modules.facts import Facts, Found
 from data_modules.layout import Case, CasePair, Layout
+from dio_lightning.errors import times
 from dio_lightning.findings import Severity
 
 HOUNSFIELD = -500.0, 400.0
@@ -44,7 +46,7 @@ def grids(facts: Sequence[Facts], layout: Layout, expected: Expected, found: Fou
         if np.array_equal(known.affine, np.eye(4)):
             found.add("note", known.case.image, "has the identity as affine: orientation and origin may be made up")
         promised = known.case.shape
-        if promised is not None and (hint := permuted(known.shape, promised)):
+        if promised is not None and (hint := swapped(known.shape, promised)):
             sentence = f"has shape {times(known.shape)}, its data set promises {times(promised)}{hint}"
             found.add("error", known.case.image, sentence)
     by_case = {known.case: known for known in facts}
@@ -61,7 +63,7 @@ def grids(facts: Sequence[Facts], layout: Layout, expected: Expected, found: Fou
 def _same_grid(moving: Facts, fixed: Facts, common: bool, found: Found) -> None:
     reference = f"as {fixed.case.id}, with which it is paired"
     if len(moving.shape) != len(fixed.shape) or (common and moving.shape != fixed.shape):
-        hint = permuted(moving.shape, fixed.shape)
+        hint = swapped(moving.shape, fixed.shape)
         sentence = f"has shape {times(moving.shape)}, expected {times(fixed.shape)} {reference}{hint}"
         found.add("error", moving.case.image, sentence)
     elif common and np.abs(moving.affine - fixed.affine).max() > 0.01 * min(fixed.spacing):

@@ -9,11 +9,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from data_modules.checks import UNREADABLE
+from data_modules.checks import LARGEST_LABEL, UNREADABLE, swapped, within
 from data_modules.layout import Case
+from dio_lightning.errors import times
 from dio_lightning.findings import Finding, Severity
-
-LARGEST_LABEL = 32767
 
 
 class Found:
@@ -101,11 +100,6 @@ def examine(case: Case, found: Found, affines: bool = True) -> Facts | None:
     return Facts(case, image.data.shape, spacing, axes, image.affine, digest=digest, **facts)
 
 
-def times(shape: Sequence[float]) -> str:
-    """Extents as text: 8x9x10."""
-    return "x".join(f"{extent:g}" for extent in shape)
-
-
 def _read(path: Path, kind: str, found: Found) -> _Volume | None:
     """Values as stored, without trailing axes of one voxel, and the affine."""
     if not path.is_file():
@@ -151,7 +145,7 @@ def _on_grid(path: Path, volume: _Volume, image: _Volume, affines: bool, found: 
     """Whether a label map or mask has the image's shape; its affine too, or an error is told."""
     if volume.data.shape != image.data.shape:
         sentence = f"has shape {times(volume.data.shape)}, expected {times(image.data.shape)} as its image"
-        found.add("error", path, sentence + permuted(volume.data.shape, image.data.shape))
+        found.add("error", path, sentence + swapped(volume.data.shape, image.data.shape))
         return False
     if (
         affines
@@ -160,15 +154,6 @@ def _on_grid(path: Path, volume: _Volume, image: _Volume, affines: bool, found: 
         text = [str(np.round(a[:3], 3).tolist()) for a in (volume.affine, image.affine)]
         found.add("error", path, f"has the affine {text[0]}, expected {text[1]} as its image")
     return True
-
-
-def permuted(shape: Sequence[int], expected: Sequence[int]) -> str:
-    """A hint if one shape is the other with its axes in another order; else nothing."""
-    if tuple(shape) == tuple(expected) or sorted(shape) != sorted(expected):
-        return ""
-    known = sorted(shape) == [160, 192, 224]
-    oasis = ": Learn2Reg's OASIS files are 160x224x192, neurite's files of the same brains and the papers 160x192x224"
-    return f"; the axes are in another order{oasis if known else ''}"
 
 
 def _intensities(path: Path, data: np.ndarray, found: Found) -> tuple[float, float, float, float] | None:
@@ -227,21 +212,15 @@ def _points(path: Path, shape: Sequence[int], inside: np.ndarray | None, found: 
     if points.shape[1] != d or not len(points):
         found.add("error", path, f"has {len(points)} rows of {points.shape[1]} numbers, expected rows of {d}")
         return None
-    good = _within(points, shape)
+    good = within(points, shape)
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
         values = ", ".join(f"{value:g}" for value in points[row])
         sentence = f"has {int((~good).sum())} of {len(points)} landmarks outside of the image of {times(shape)} voxels"
-        hint = "; with reversed axes all are inside" if _within(points[:, ::-1], shape).all() else ""
+        hint = "; with reversed axes all are inside" if within(points[:, ::-1], shape).all() else ""
         found.add("error", path, f"{sentence}, the first in row {row + 1}: ({values}){hint}")
     elif inside is not None:
         missed = int((~inside[tuple(np.rint(points).astype(int).T)]).sum())
         if missed:
             found.add("warning", path, f"has {missed} of {len(points)} landmarks outside of the mask")
     return len(points)
-
-
-def _within(points: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Which rows are finite and inside the grid."""
-    inside = np.isfinite(points) & (points >= 0) & (points <= np.array(shape) - 1)
-    return np.asarray(inside.all(axis=1))

@@ -188,3 +188,17 @@ def _hold_out(
     if len(cases) > 1:
         warnings.warn(f"{root} is too small to hold out pairs: it validates on its training pairs", stacklevel=4)
     return cases, train, train or list(pairwise(cases))
+
+
+def check_split(split: str, test_split: str, sizes: Sequence[int] | None, least: int) -> None:
+    """The options by which a preset divides its folder; every part of `sizes` has at least `least`.
+
+    Raises:
+        ValueError: if one is not as expected.
+    """
+    if split not in ("challenge", "paper"):
+        raise ValueError(f"split is {split!r}, expected 'challenge' or 'paper'")
+    if split == "paper" and test_split != VAL:
+        raise ValueError(f"test_split is {test_split!r}, expected it with split='challenge' alone")
+    if sizes is not None and (split != "paper" or len(sizes) != 3 or min(sizes) < least):
+        raise ValueError(f"split_sizes is {sizes}, expected three numbers of at least {least} and split='paper'")

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import Any, Literal
 
-from data_modules.folder import VAL, Folder
+from data_modules.folder import VAL, Folder, check_split
 from data_modules.layout import CasePair, Layout, without
 from data_modules.learn2reg import Learn2Reg
 from data_modules.transforms import Normalise
@@ -51,12 +51,7 @@ class OASIS(Learn2Reg):
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__(root, json, test_split, normalise=normalise, **options)
-        if split not in ("paper", "challenge"):
-            raise ValueError(f"split is {split!r}, expected 'paper' or 'challenge'")
-        if split == "paper" and test_split != VAL:
-            raise ValueError(f"test_split is {test_split!r}, expected it with split='challenge' alone")
-        if split_sizes is not None and (split != "paper" or len(split_sizes) != 3 or min(split_sizes) < 2):
-            raise ValueError(f"split_sizes is {split_sizes}, expected three numbers of at least 2 and split='paper'")
+        check_split(split, test_split, split_sizes, least=2)
         self.split, self.split_sizes = split, split_sizes
 
     def read_layout(self) -> Layout:

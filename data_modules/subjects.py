@@ -19,6 +19,7 @@ from data_modules.describing import recipe
 from data_modules.labels import large_labels, without_small
 from data_modules.layout import Case, CasePair
 from data_modules.transforms import Normalise, carried, preparing, reading
+from dio_lightning.errors import times
 
 Subject = dict[str, Tensor]
 """One case: image, label and mask (1, *s), points (d, n) in voxels, spacing (d,) in mm, affine (4, 4), and the number
@@ -234,7 +235,7 @@ class Subjects:
         if one.shape == two.shape and bool((one.affine - two.affine).abs().max() <= 0.01 * voxel):
             return False
         if self.common_grid:
-            shapes = ["x".join(map(str, facts.shape)) for facts in (two, one)]
+            shapes = [times(facts.shape) for facts in (two, one)]
             problems.add(
                 f"{moving.image} lies on another grid ({shapes[0]}) than {fixed.image} ({shapes[1]}) once prepared, "
                 "expected one grid: set common_grid to false"

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,6 +42,11 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, ValueError) and (not _in_a_step(error) or _raised_by_us(error)):
         return text
     return None
+
+
+def times(shape: Sequence[float]) -> str:
+    """Extents for a sentence: 8x9x10."""
+    return "x".join(f"{extent:g}" for extent in shape)
 
 
 def one_sentence(message: str) -> str:

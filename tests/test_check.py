@@ -138,7 +138,7 @@ BRAINS: dict[str, tuple[Callable[[Path], object], str, int]] = {
     "label affine": (lambda r: change(r / LABEL, np.copy, np.eye(4)), f"{LABEL}: has the affine [[1.0, 0.0", 1),
     "swapped axes": (
         lambda r: [change(r / p, lambda x: x.swapaxes(1, 2)) for p in (IMAGE, LABEL, MASK)],
-        f"error: {IMAGE}: has shape 8x10x9, its data set promises 8x9x10; the axes are in another order", 1,
+        f"error: {IMAGE}: has shape 8x10x9, its data set promises 8x9x10: its axes look swapped", 1,
     ),
     "orientation": (
         lambda r: [change(r / p, np.copy, np.diag([2.0, 2, 3, 1])) for p in (IMAGE, LABEL, MASK)],
@@ -264,11 +264,11 @@ def test_all_problems_are_told_at_once(brains: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_axes_of_oasis_are_explained() -> None:
-    from data_modules.facts import permuted
+    from data_modules.checks import swapped
 
-    text = permuted((160, 192, 224), (160, 224, 192))
+    text = swapped((160, 192, 224), (160, 224, 192))
     assert "Learn2Reg's OASIS files are 160x224x192" in text and "neurite's" in text
-    assert permuted((1, 2), (1, 2)) == permuted((1, 2), (1, 3)) == ""
+    assert swapped((1, 2), (1, 2)) == swapped((1, 2), (1, 3)) == ""
 
 
 def test_a_config_of_another_command_will_do(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_modules.base import Sample
+from dio_lightning import fields
+from dio_lightning.pair import Pair
 
 FIELDS = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask", "displacement")
 POINTS = ("fixed_points", "moving_points")
@@ -33,7 +36,7 @@ class Augmentation(ABC):
 
 
 class Augmented(Dataset):
-    """Pairs of a data set, changed by augmentations in order, then cropped at a random place, then flipped.
+    """Pairs of a data set, changed by augmentations in order.
 
     Args:
         pairs: what to augment.
@@ -75,5 +78,6 @@ def check_probability(probability: float) -> None:
 
 def fixed_to_moving(sample: Sample) -> Tensor | None:
     """The (4, 4) matrix from voxels of the fixed grid to those of the moving one; None where they are one grid."""
-    moving = sample.get("moving_affine")
-    return None if moving is None else torch.linalg.solve(moving.double(), sample["affine"].double())
+    batch = {key: sample[key][None] for key in ("affine", "moving_affine") if key in sample}
+    found = fields.fixed_to_moving(cast(Pair, batch))
+    return None if found is None else found[0]

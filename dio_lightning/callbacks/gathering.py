@@ -1,9 +1,12 @@
 """One list of scored pairs out of several processes: the list that one process would have made."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
+
+from dio_lightning.pair import Pair
 
 Row = dict[str, float | int | str]
 
@@ -37,6 +40,14 @@ def dataset_index(loader: object, position: int) -> int:
     if not isinstance(sampler, DistributedSampler):
         return position
     return list(sampler)[position]
+
+
+def next_key(loaders: object, loader: int, pair: Pair, scored: Sequence[Scored]) -> Key:
+    """The key of the pair (a batch of one) that comes after those scored; pairs without ids go by their index."""
+    source = loaders[loader] if isinstance(loaders, list | tuple) else loaders
+    index = dataset_index(source, sum(one.key.loader == loader for one in scored))
+    fixed, moving = (str(pair.get(name, [index])[0]) for name in ("fixed_id", "moving_id"))
+    return Key(loader, index, fixed, moving)
 
 
 def gather(scored: list[Scored]) -> list[Scored]:

@@ -68,13 +68,14 @@ def solver_report(outputs: Mapping[str, object], index: int) -> Row:
 def _fit(u: Tensor, pair: Pair, options: ScoreOptions) -> tuple[Row, list[Row]]:
     """Scores that compare two images: labels, masks and landmarks. The moving one is sampled on its own grid."""
     spacing = pair.get("spacing", torch.ones(1, u.shape[1], device=u.device))
+    v = on_moving_grid(u, pair)
     row: Row = {}
     labels: list[Row] = []
     if "fixed_label" in pair and "moving_label" in pair:
-        row, labels = _overlap(on_moving_grid(u, pair), pair["fixed_label"], pair["moving_label"], spacing, options)
+        row, labels = _overlap(v, pair["fixed_label"], pair["moving_label"], spacing, options)
     if "fixed_mask" in pair and "moving_mask" in pair:
         fixed, moving = ((pair[side] > 0).to(torch.int16) for side in ("fixed_mask", "moving_mask"))
-        warped = warp_label(moving, on_moving_grid(u, pair), options.dice)
+        warped = warp_label(moving, v, options.dice)
         row["mask_dice"] = dice_per_label(fixed, warped, moving, 1).item()
     if "fixed_points" in pair and "moving_points" in pair:
         there = moving_points(pair)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dio_lightning.callbacks import report
 from dio_lightning.callbacks.files import write_atomic
-from dio_lightning.callbacks.gathering import Key, Row, Scored, dataset_index, gather
+from dio_lightning.callbacks.gathering import Row, Scored, gather, next_key
 from dio_lightning.callbacks.pair_scores import SOLVER, ScoreOptions, one_pair, score_pair, solver_report
 from dio_lightning.metrics.landmarks import Order
 from dio_lightning.metrics.overlap import LabelMode
@@ -143,15 +143,13 @@ class RegistrationScores(Callback):
     ) -> None:
         if not isinstance(outputs, Mapping) or "displacement" not in outputs:
             raise ValueError('RegistrationScores needs steps that return {"displacement": u (b, d, *s), ...}')
-        source = loaders[loader] if isinstance(loaders, list | tuple) else loaders
         displacement = outputs["displacement"].detach().float()
         for sample in range(len(batch["fixed"])):
-            index = dataset_index(source, sum(pair.key.loader == loader for pair in self._scored))
             pair = one_pair(batch, sample)
-            fixed, moving = (str(pair.get(name, [index])[0]) for name in ("fixed_id", "moving_id"))
+            key = next_key(loaders, loader, pair, self._scored)
             row, labels = score_pair(displacement[sample : sample + 1], pair, options)
-            row = {"fixed_id": fixed, "moving_id": moving} | row | cost | solver_report(outputs, sample)
-            self._scored.append(Scored(Key(loader, index, fixed, moving), row, labels))
+            row = {"fixed_id": key.fixed_id, "moving_id": key.moving_id} | row | cost | solver_report(outputs, sample)
+            self._scored.append(Scored(key, row, labels))
 
     def _config(self, pl_module: LightningModule) -> str:
         if self.config_text is not None:

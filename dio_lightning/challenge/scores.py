@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dio_lightning.callbacks.files import write_atomic
-from dio_lightning.callbacks.gathering import Key, Row, Scored, dataset_index, gather
+from dio_lightning.callbacks.gathering import Row, Scored, gather, next_key
 from dio_lightning.callbacks.pair_scores import one_pair
 from dio_lightning.callbacks.report import UNITS, summarise, to_csv
 from dio_lightning.metrics.learn2reg import RISING, SCORES, aggregate, learn2reg, robust
@@ -52,16 +52,14 @@ class Learn2RegScores(Callback):
         """Score the pairs of the batch."""
         if not isinstance(outputs, dict):
             raise ValueError('Learn2RegScores needs steps that return {"displacement": u (b, d, *s), ...}')
-        loaders = trainer.test_dataloaders
-        source = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
         u = outputs["displacement"].detach()
         for sample in range(len(batch["fixed"])):
-            index = dataset_index(source, sum(pair.key.loader == dataloader_idx for pair in self._scored))
             pair = one_pair(batch, sample)
-            fixed, moving = (str(pair.get(name, [index])[0]) for name in ("fixed_id", "moving_id"))
+            key = next_key(trainer.test_dataloaders, dataloader_idx, pair, self._scored)
             official = learn2reg(u[sample : sample + 1], pair, self.masked)
-            row: Row = {"fixed_id": fixed, "moving_id": moving} | {f"{k}_l2r": v for k, v in official.items()}
-            self._scored.append(Scored(Key(dataloader_idx, index, fixed, moving), row, []))
+            row: Row = {"fixed_id": key.fixed_id, "moving_id": key.moving_id}
+            row |= {f"{k}_l2r": v for k, v in official.items()}
+            self._scored.append(Scored(key, row, []))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file and print the table."""

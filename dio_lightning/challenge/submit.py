@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from dio_lightning.callbacks.files import replacing
 from dio_lightning.challenge.evaluate import arguments
+from dio_lightning.errors import times
 from dio_lightning.experiment import RegistrationCLI, prepare
-from dio_lightning.fields.files import find_field, half, pair_names, stored, times
+from dio_lightning.fields.files import find_field, half, pair_names, stored
 from dio_lightning.modules.precomputed import samples_of
 
 SHOWN = 5

@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from dio_lightning.callbacks.pair_scores import ScoreOptions, one_pair, score_pair
 from dio_lightning.callbacks.report import summarise
-from dio_lightning.fields import on_one_grid
+from dio_lightning.errors import times
 from dio_lightning.findings import Finding, Report, merged
-from dio_lightning.metrics import dice_per_label
 from dio_lightning.pair import Pair
 
 Scores = dict[str, dict[str, dict[str, float | int | str | None]]]
@@ -37,7 +36,7 @@ def drawn(module: LightningDataModule) -> Report:
         pairs = 0
         for batch in _batches(split, loader, findings):
             pairs += len(batch["fixed"])
-            shapes["x".join(map(str, batch["fixed"].shape[2:]))] = None
+            shapes[times(batch["fixed"].shape[2:])] = None
             findings += [Finding("error", (name_of(batch, split),), text) for text in broken_contract(batch)]
         splits[split] = {"pairs": str(pairs), "shape [voxels]": ", ".join(shapes)}
     return Report(type(module).__name__, splits, [], merged(findings), ("val", "test"))
@@ -117,10 +116,7 @@ def _rows(batch: Pair) -> Iterator[tuple[str, dict[str, float]]]:
         pair = one_pair(batch, index)
         still = torch.zeros(1, pair["fixed"].ndim - 2, *pair["fixed"].shape[2:])
         scores, _ = score_pair(still, pair, ScoreOptions(surface=False))
-        row = {name: float(cast(float, scores[name])) for name in ("dice", "tre") if name in scores}
-        fixed, moving = pair.get("fixed_mask"), on_one_grid(pair).get("moving_mask")
-        if fixed is not None and moving is not None:
-            row["mask_dice"] = float(dice_per_label((fixed > 0).short(), (moving > 0).short(), num_labels=1))
+        row = {name: float(cast(float, scores[name])) for name in ("dice", "tre", "mask_dice") if name in scores}
         ids = pair.get("fixed_id", ["?"]), pair.get("moving_id", ["?"])
         yield f"{ids[0][0]} {ids[1][0]}", row
 

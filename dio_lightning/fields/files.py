@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import zoom
 from torch import Tensor
 
+from dio_lightning.errors import times
+
 UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, BadZipFile, UnpicklingError, zlib.error)
 SUFFIXES = (".nii.gz", ".npz", ".nii")
 VECTOR = 1007
@@ -146,11 +148,6 @@ def layouts(size: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], int]]:
         yield (*size, *[1] * ones, d), d + ones
     for ones in range(3 - d + 1):
         yield (d, *size, *[1] * ones), 0
-
-
-def times(shape: Sequence[int]) -> str:
-    """A shape for a message."""
-    return "x".join(str(extent) for extent in shape)
 
 
 def _channels_first(file: Stored, size: tuple[int, ...]) -> NDArray:
