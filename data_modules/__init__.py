@@ -1,12 +1,12 @@
 """Data modules: image pairs for registration."""
 
 from data_modules.base import PairDataModule
-from data_modules.klein import Klein
-from data_modules.learn2reg import Learn2Reg
-from data_modules.neurite import NeuriteOASIS
-from data_modules.nlst import NLST
-from data_modules.oasis import OASIS
-from data_modules.pairs_csv import PairsCSV
-from data_modules.synthetic import SyntheticPairs
+from data_modules.sources.klein import Klein
+from data_modules.sources.learn2reg import Learn2Reg
+from data_modules.sources.neurite import NeuriteOASIS
+from data_modules.sources.nlst import NLST
+from data_modules.sources.oasis import OASIS
+from data_modules.sources.pairs_csv import PairsCSV
+from data_modules.sources.synthetic import SyntheticPairs
 
 __all__ = ["NLST", "OASIS", "Klein", "Learn2Reg", "NeuriteOASIS", "PairDataModule", "PairsCSV", "SyntheticPairs"]

@@ -12,13 +12,13 @@ from torch.utils.data import Dataset
 
 from data_modules.augment import Augmentation, Augmented, Crop, Flip
 from data_modules.base import PairDataModule, Sample, Split, collate
-from data_modules.caching import Cache, Mode, cache_mode
-from data_modules.checking import check_module
-from data_modules.checks import check_files, check_kinds, spatial_dims, unique_cases
+from data_modules.checking.checks import check_files, check_kinds, spatial_dims, unique_cases
+from data_modules.checking.report import check_module
 from data_modules.layout import CasePair, Layout
-from data_modules.slices import Plane, SlicePairs, Slicing
-from data_modules.subjects import Subjects
-from data_modules.transforms import Normalise
+from data_modules.preparation.caching import Cache, Mode, cache_mode
+from data_modules.preparation.slices import Plane, SlicePairs, Slicing
+from data_modules.preparation.subjects import Subjects
+from data_modules.preparation.transforms import Normalise
 from dio_lightning.fields import on_one_grid
 from dio_lightning.findings import Report
 

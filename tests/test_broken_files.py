@@ -10,7 +10,7 @@ import pytest
 from miniature import SHAPE, change_json, image, listed, nlst, oasis, write, write_points
 
 from data_modules import NLST, OASIS, Learn2Reg
-from data_modules.checks import check_files
+from data_modules.checking.checks import check_files
 from data_modules.layout import Case
 
 BRAIN, LABEL, MASK = (f"{kind}Tr/OASIS_0005_0000.nii.gz" for kind in ("images", "labels", "masks"))

@@ -20,10 +20,10 @@ from torch.testing import assert_close
 
 from data_modules import Learn2Reg
 from data_modules.base import Sample
-from data_modules.caching import cache_folder
-from data_modules.describing import recipe
 from data_modules.layout import Case
-from data_modules.subjects import Subjects
+from data_modules.preparation.caching import cache_folder
+from data_modules.preparation.describing import recipe
+from data_modules.preparation.subjects import Subjects
 
 SHAPE = (6, 7, 8)
 AFFINE = np.diag([-2.0, 2.0, 2.0, 1.0])

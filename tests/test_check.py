@@ -264,7 +264,7 @@ def test_all_problems_are_told_at_once(brains: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_axes_of_oasis_are_explained() -> None:
-    from data_modules.checks import swapped
+    from data_modules.checking.checks import swapped
 
     text = swapped((160, 192, 224), (160, 224, 192))
     assert "Learn2Reg's OASIS files are 160x224x192" in text and "neurite's" in text

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from data_modules import Learn2Reg, SyntheticPairs
 from data_modules.base import PairSampler, collate
-from data_modules.synthetic import generator
+from data_modules.sources.synthetic import generator
 from dio_lightning.fields import jacobian_determinant, warp
 from dio_lightning.pair import Pair
 

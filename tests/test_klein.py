@@ -13,7 +13,7 @@ from scipy.ndimage import zoom
 from torch.testing import assert_close
 
 from data_modules import Klein
-from data_modules.conform import Conform
+from data_modules.preparation.conform import Conform
 from dio_lightning.fields import warp
 
 SHAPE = (12, 10, 14)

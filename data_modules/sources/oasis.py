@@ -3,10 +3,10 @@
 from itertools import pairwise
 from typing import Any, Literal
 
-from data_modules.folder import VAL, Folder, check_split
 from data_modules.layout import CasePair, Layout, without
-from data_modules.learn2reg import Learn2Reg
-from data_modules.transforms import Normalise
+from data_modules.preparation.transforms import Normalise
+from data_modules.sources.folder import VAL, Folder, check_split
+from data_modules.sources.learn2reg import Learn2Reg
 
 PAPER = (300, 30, 84)
 CHALLENGE = 20

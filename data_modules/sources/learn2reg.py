@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from data_modules.folder import read_layout
 from data_modules.layout import Layout
+from data_modules.sources.folder import read_layout
 from data_modules.volumes import VolumePairs
 
 

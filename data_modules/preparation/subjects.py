@@ -13,12 +13,20 @@ from monai.transforms.transform import Transform
 from torch import Tensor
 
 from data_modules.base import Sample
-from data_modules.caching import Cache, Stamp, Store, cache_folder, cache_mode, content_key, stamp
-from data_modules.checks import UNREADABLE, Problems, check_counts, check_volumes, read_points, unique_cases, watched
-from data_modules.describing import recipe
-from data_modules.labels import large_labels, without_small
+from data_modules.checking.checks import (
+    UNREADABLE,
+    Problems,
+    check_counts,
+    check_volumes,
+    read_points,
+    unique_cases,
+    watched,
+)
 from data_modules.layout import Case, CasePair
-from data_modules.transforms import Normalise, carried, preparing, reading
+from data_modules.preparation.caching import Cache, Stamp, Store, cache_folder, cache_mode, content_key, stamp
+from data_modules.preparation.describing import recipe
+from data_modules.preparation.labels import large_labels, without_small
+from data_modules.preparation.transforms import Normalise, carried, preparing, reading
 from dio_lightning.errors import times
 
 Subject = dict[str, Tensor]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from data_modules.checks import lacking, unique_cases, watched
-from data_modules.comparing import Expected, copies, counts, grids, intensities, label_sets
-from data_modules.facts import Facts, Found, examine
+from data_modules.checking.checks import lacking, unique_cases, watched
+from data_modules.checking.comparing import Expected, copies, counts, grids, intensities, label_sets
+from data_modules.checking.facts import Facts, Found, examine
 from data_modules.layout import Case, Layout
 from dio_lightning.errors import times
 from dio_lightning.findings import Finding, Report, Severity, merged

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_modules.checks import swapped
-from data_modules.facts import Facts, Found
+from data_modules.checking.checks import swapped
+from data_modules.checking.facts import Facts, Found
 from data_modules.layout import Case, CasePair, Layout
 from dio_lightning.errors import times
 from dio_lightning.findings import Severity

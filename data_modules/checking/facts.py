@@ -9,7 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from data_modules.checks import LARGEST_LABEL, UNREADABLE, swapped, within
+from data_modules.checking.checks import LARGEST_LABEL, UNREADABLE, swapped, within
 from data_modules.layout import Case
 from dio_lightning.errors import times
 from dio_lightning.findings import Finding, Severity

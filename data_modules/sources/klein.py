@@ -12,9 +12,9 @@ from monai.transforms.transform import Transform
 from nibabel.nifti1 import Nifti1Image
 
 from data_modules.base import Split
-from data_modules.checks import UNREADABLE, Problems, check_files, watched
-from data_modules.conform import Conform
+from data_modules.checking.checks import UNREADABLE, Problems, check_files, watched
 from data_modules.layout import Case, CasePair, Layout
+from data_modules.preparation.conform import Conform
 from data_modules.volumes import VolumePairs
 
 Brains = Literal["IBSR18", "CUMC12", "MGH10", "LPBA40"]

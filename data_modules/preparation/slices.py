@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from data_modules.augment import FIELDS, POINTS
 from data_modules.base import Sample
-from data_modules.checks import Problems, spatial_dims
+from data_modules.checking.checks import Problems, spatial_dims
 from data_modules.layout import Case
 
 Plane = Literal["sagittal", "coronal", "axial"]

@@ -3,10 +3,10 @@
 import re
 from typing import Any, Literal
 
-from data_modules.folder import TRAIN, VAL, Folder, check_split
 from data_modules.layout import CasePair, Layout, pairs_by_name
-from data_modules.learn2reg import Learn2Reg
-from data_modules.transforms import Normalise
+from data_modules.preparation.transforms import Normalise
+from data_modules.sources.folder import TRAIN, VAL, Folder, check_split
+from data_modules.sources.learn2reg import Learn2Reg
 
 PAPER = (170, 10, 30)
 OFFICIAL = re.compile(r"_01(0[1-9]|10)_0000$")

@@ -1,0 +1,1 @@
+"""What must hold of files before anything is computed from them."""
