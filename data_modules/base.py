@@ -95,6 +95,12 @@ class PairDataModule(LightningDataModule):
         """Map-style data set of `Sample`, one per pair."""
         raise NotImplementedError
 
+    def pair_ids(self, split: Split) -> list[tuple[str, str]]:
+        """fixed_id and moving_id of every pair of `dataset`; where they are known without reading images, override."""
+        dataset = self.dataset(split)
+        samples = (dataset[index] for index in range(len(cast(Sequence, dataset))))
+        return [(sample["fixed_id"], sample["moving_id"]) for sample in samples]
+
     def pairs_per_epoch(self) -> int:
         """Training pairs of one epoch when `steps_per_epoch` is not given."""
         return len(cast(Sequence, self.dataset("train")))

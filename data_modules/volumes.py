@@ -16,7 +16,7 @@ from data_modules.checking.checks import check_files, check_kinds, spatial_dims,
 from data_modules.checking.report import check_module
 from data_modules.layout import CasePair, Layout
 from data_modules.preparation.caching import Cache, Mode, cache_mode
-from data_modules.preparation.slices import Plane, SlicePairs, Slicing
+from data_modules.preparation.slices import Plane, SlicePairs, Slicing, slice_id
 from data_modules.preparation.subjects import Subjects
 from data_modules.preparation.transforms import Normalise
 from dio_lightning.fields import on_one_grid
@@ -212,6 +212,14 @@ class VolumePairs(PairDataModule):
             pairs = SlicePairs(pairs, axis, indices)
         steps = self.augmentations() if split == "train" else []
         return Augmented(pairs, steps) if steps else pairs
+
+    def pair_ids(self, split: Split) -> list[tuple[str, str]]:
+        """fixed_id and moving_id of every pair or slice of `dataset`, out of the layout alone."""
+        listed = self.pairs(split)
+        if self.slicing is None:
+            return [(fixed.id, moving.id) for fixed, moving in listed]
+        indices = self.slicing.cuts(listed[0][0], training=split == "train")[1]
+        return [(slice_id(fixed.id, i), slice_id(moving.id, i)) for fixed, moving in listed for i in indices]
 
     def augmentations(self) -> list[Augmentation]:
         """What is done to a training pair, in order.

@@ -34,3 +34,10 @@ class Pair(TypedDict, total=False):
     """(b, d, *s) the true displacement in voxels, where it is known (synthetic pairs)."""
     fixed_id: NotRequired[list[str]]
     moving_id: NotRequired[list[str]]
+    fixed_file: NotRequired[list[str]]
+    moving_file: NotRequired[list[str]]
+    """Paths of the image files that the images are whole volumes of, intensities apart; only where they are.
+
+    Their headers place them in the world of `affine` (`headers.read_header`), so that a displacement can be carried to
+    the moving file as it is stored.
+    """

@@ -13,7 +13,8 @@ import torch
 from scipy.ndimage import gaussian_filter, zoom
 
 from data_modules import SyntheticPairs
-from dio_lightning.fields.files import pair_names, read_displacement
+from dio_lightning.fields.files import read_displacement
+from dio_lightning.fields.names import pair_names
 from dio_lightning.metrics import sdlogj
 from dio_lightning.modules import Precomputed
 

@@ -9,7 +9,7 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from dio_lightning.callbacks import FieldWriter, replacing
-from dio_lightning.callbacks.writer import pair_name
+from dio_lightning.fields.names import pair_name
 
 SIZE = (7, 9, 8)
 

@@ -125,6 +125,12 @@ def cut(sample: Sample, axis: int, index: int) -> Sample:
     affine: Tensor = sample["affine"][:, [*kept, axis, 3]].clone()
     affine[:, 3] += index * affine[:, 2]
     images = {k: sample[k].select(1 + axis, index).contiguous() for k in FIELDS if k in sample and k != "displacement"}
-    ids = {k: f"{sample[k]}_s{index:03d}" for k in ("fixed_id", "moving_id")}
-    rest = {k: v for k, v in sample.items() if k not in (*FIELDS, *POINTS)}
+    ids = {k: slice_id(sample[k], index) for k in ("fixed_id", "moving_id")}
+    # the files hold volumes, and their images are slices
+    rest = {k: v for k, v in sample.items() if k not in (*FIELDS, *POINTS, "fixed_file", "moving_file")}
     return rest | images | ids | {"spacing": sample["spacing"][kept], "affine": affine}
+
+
+def slice_id(name: str, index: int) -> str:
+    """The id of a slice of an image."""
+    return f"{name}_s{index:03d}"

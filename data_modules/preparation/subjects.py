@@ -79,6 +79,7 @@ class Subjects:
         self.read, self.prepare = reading(), preparing(normalise, clip, labels, mask_images, extra)
         self.cache, self.mask_images, self.common_grid, self.name = cache_mode(cache), mask_images, common_grid, name
         self.kept: list[int] | None = None
+        self.extra = tuple(extra)
         self._store = Store(cache_folder(cache_dir)) if self.cache == "disk" else None
         self._recipe = recipe(reading, self.prepare) if self._store else ""
         self._cached: dict[Case, Subject] = {}
@@ -158,7 +159,9 @@ class Subjects:
         if self._other_grid(fixed, moving, problems):
             sample["moving_affine"] = two["affine"]
         problems.stop()
-        return {**sample, "fixed_id": fixed.id, "moving_id": moving.id}
+        # further steps may leave the grid and the world of the file
+        files = {} if self.extra else {"fixed_file": str(fixed.image), "moving_file": str(moving.image)}
+        return {**sample, "fixed_id": fixed.id, "moving_id": moving.id, **files}
 
     def _watched(self, cases: Sequence[Case], progress: bool) -> Iterator[Case]:
         """The cases with a bar; forgets those whose files have changed since they were read."""

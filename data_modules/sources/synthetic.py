@@ -108,8 +108,12 @@ class SyntheticPairs(PairDataModule):
             "affine": torch.eye(4, dtype=torch.float64),
             "displacement": u[0],
         }
-        name = f"{split}_{index:04d}"
-        return {**sample, "fixed_id": f"{name}_0000", "moving_id": f"{name}_0001"}
+        fixed_id, moving_id = _ids(split, index)
+        return {**sample, "fixed_id": fixed_id, "moving_id": moving_id}
+
+    def pair_ids(self, split: Split) -> list[tuple[str, str]]:
+        """fixed_id and moving_id of every pair of a split; none is drawn."""
+        return [_ids(split, index) for index in range(self.counts[split])]
 
     def _smooth(self, channels: int, sigma: float, stream: Generator) -> Tensor:
         """Gaussian random fields (1, channels, *size) of unit standard deviation, uncorrelated beyond a few sigma."""
@@ -154,6 +158,10 @@ class SyntheticPairs(PairDataModule):
         voxels = inside[0, 0].nonzero()
         chosen = voxels[torch.randperm(len(voxels), generator=stream)[:LANDMARKS]].T
         return chosen.float(), target[0][(slice(None), *chosen)]
+
+
+def _ids(split: Split, index: int) -> tuple[str, str]:
+    return f"{split}_{index:04d}_0000", f"{split}_{index:04d}_0001"
 
 
 class _Drawn(Dataset):

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from dio_lightning.callbacks.drawing import Array, Plane, draw
 from dio_lightning.callbacks.files import replacing
-from dio_lightning.callbacks.writer import grid_affine, pair_ids, pair_name
+from dio_lightning.callbacks.volumes import grid_affine
+from dio_lightning.callbacks.writer import pair_ids
 from dio_lightning.fields import identity, jacobian_determinant, on_one_grid, warp
+from dio_lightning.fields.names import full_name, pair_name
 from dio_lightning.pair import Pair
 
 SIDES = (("L", "R"), ("P", "A"), ("I", "S"))
@@ -38,10 +40,12 @@ class Panels(Callback):
             raise ValueError(f"Panels: expected pairs >= 0 and axis 0, 1 or 2, not pairs={pairs} and axis={axis}")
         self.pairs, self.axis = pairs, axis
         self._drawn = 0
+        self._names: dict[str, tuple[str, str]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from zero."""
         self._drawn = 0
+        self._names = {}
 
     def on_test_batch_end(
         self,
@@ -58,7 +62,10 @@ class Panels(Callback):
         for sample in range(min(len(batch["fixed"]), self.pairs - self._drawn)):
             fixed, moving = pair_ids(batch, sample, f"{dataloader_idx}x{self._drawn}")
             figure = draw(cut(batch, outputs["displacement"], sample, self.axis), f"{moving} onto {fixed}")
-            path = Path(trainer.default_root_dir) / "panels" / f"{pair_name(fixed, moving)}.png"
+            name = pair_name(fixed, moving)
+            if self._names.setdefault(name, (fixed, moving)) != (fixed, moving):
+                name = full_name(fixed, moving)
+            path = Path(trainer.default_root_dir) / "panels" / f"{name}.png"
             with replacing(path) as temporary:
                 figure.savefig(temporary, dpi=110)
             self._drawn += 1

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from nibabel.loadsave import save
-from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dio_lightning.callbacks.files import replacing
+from dio_lightning.callbacks.volumes import as_volume, grid_affine, save_volume, warped_file
 from dio_lightning.fields import on_moving_grid, resample, warp
-from dio_lightning.fields.files import half, pair_name
+from dio_lightning.fields.files import half
+from dio_lightning.fields.names import Ids, full_name, listed_pairs, own_names, pair_name
 from dio_lightning.pair import Pair
 
 SUFFIX = {"nii": ".nii.gz", "npz": ".npz"}
@@ -31,6 +30,11 @@ class FieldWriter(BasePredictionWriter):
     the full grid; those tasks had the channels first. For Learn2Reg's files on the command line:
 
         dio-lightning predict ... --trainer.callbacks FieldWriter --trainer.callbacks.format npz
+
+    Names are Learn2Reg's short ones where they mean one pair among all that are predicted, else the full ids
+    (`fields.names.own_names`). The warped image has intensities, type and scale of the moving file, on the fixed grid;
+    where a pair is no whole volume of a file (synthetic pairs, slices, volumes that a data set resamples), it has the
+    intensities that the method saw, normalised, as float32. Both forms of a header are the fixed image's affine in mm.
     """
 
     def __init__(
@@ -68,18 +72,21 @@ class FieldWriter(BasePredictionWriter):
         self.out, self.warped, self.overwrite = out, warped, overwrite
         self.format, self.resolution, self.channels = format, resolution, channels
         self.dtype = np.dtype(dtype or ("float32" if format == "nii" else "float16"))
-        self._written: dict[str, tuple[str, str]] = {}
+        self._names: dict[Ids, tuple[str, ...]] = {}
+        self._written: dict[str, Ids] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look at the folder before anything is solved.
+        """Look at the folder and name all pairs before anything is solved.
 
         Raises:
             FileExistsError: it holds displacement fields, and overwrite is off.
+            ValueError: if two pairs would share a name.
         """
         super().setup(trainer, pl_module, stage)
         if stage != "predict":
             return
         self._written = {}
+        self._names = own_names(listed_pairs(getattr(trainer, "datamodule", None), "test") or [])
         folder = self._folder(trainer)
         first = next(iter(sorted(path for suffix in SUFFIX.values() for path in folder.glob(f"disp_*{suffix}"))), None)
         # every process looks before the first one writes
@@ -103,14 +110,23 @@ class FieldWriter(BasePredictionWriter):
         """Write the pairs of a batch; `prediction` is the displacement (b, d, *s)."""
         u: Tensor = prediction.detach().float()
         folder = self._folder(trainer)
-        moved = warp(batch["moving"].to(u), on_moving_grid(u, batch)) if self.warped else None
+        files = batch.get("moving_file") if "affine" in batch else None
+        moved = warp(batch["moving"].to(u), on_moving_grid(u, batch)) if self.warped and files is None else None
         for sample in range(len(u)):
             index = batch_indices[sample] if batch_indices else batch_idx * len(u) + sample
-            name = self._name(batch, sample, f"{dataloader_idx}x{index}")
+            ids = pair_ids(batch, sample, f"{dataloader_idx}x{index}")
+            name, *others = self._own(ids, getattr(trainer, "world_size", 1))
             affine = grid_affine(batch, sample)
             self._save_field(folder / f"disp_{name}", u[sample : sample + 1], affine)
+            for other in others:
+                # left by an earlier run under another name of the pair, it would contradict the new one
+                for suffix in SUFFIX.values():
+                    (folder / f"disp_{other}{suffix}").unlink(missing_ok=True)
             if moved is not None:
-                _save(folder / f"warped_{name}.nii.gz", as_volume(moved[sample])[..., 0], affine)
+                save_volume(folder / f"warped_{name}.nii.gz", as_volume(moved[sample])[..., 0], affine)
+            elif files is not None and self.warped:
+                values, header = warped_file(u[sample], Path(files[sample]), affine)
+                save_volume(folder / f"warped_{name}.nii.gz", values, affine, header.scale)
 
     def _save_field(self, stem: Path, u: Tensor, affine: NDArray[np.float64]) -> None:
         """One displacement (1, d, *s); a file of the other format, left by an earlier run, would contradict it."""
@@ -126,7 +142,7 @@ class FieldWriter(BasePredictionWriter):
         array = np.ascontiguousarray(array.astype(self.dtype))
         file = stem.with_name(stem.name + SUFFIX[self.format])
         if self.format == "nii":
-            _save(file, array, affine)
+            save_volume(file, array, affine)
         else:
             with replacing(file) as temporary:
                 np.savez_compressed(temporary, displacement=array)
@@ -137,42 +153,19 @@ class FieldWriter(BasePredictionWriter):
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.out) if self.out is not None else Path(trainer.default_root_dir) / "predictions"
 
-    def _name(self, batch: Pair, sample: int, index: str) -> str:
-        """The pair's part of a file name; two pairs never share one."""
-        fixed, moving = pair_ids(batch, sample, index)
-        name = pair_name(fixed, moving)
-        if self._written.setdefault(name, (fixed, moving)) != (fixed, moving):
-            raise ValueError(f"pairs {self._written[name]} and {(fixed, moving)} would both be written as {name}")
-        return name
+    def _own(self, ids: Ids, processes: int) -> tuple[str, ...]:
+        """The names of a pair, the one that is written first; two pairs never share one."""
+        if ids in self._names:
+            return self._names[ids]
+        # of pairs that no data module lists, several processes know a part each
+        name = pair_name(*ids) if processes == 1 else full_name(*ids)
+        if self._written.setdefault(name, ids) != ids:
+            raise ValueError(f"pairs {self._written[name]} and {ids} would both be written as {name}")
+        return (name,)
 
 
-def pair_ids(batch: Pair, sample: int, index: str) -> tuple[str, str]:
+def pair_ids(batch: Pair, sample: int, index: str) -> Ids:
     """Ids of one pair of a batch; those of pairs without a name are made of `index`."""
     fixed = str(batch["fixed_id"][sample]) if "fixed_id" in batch else f"fixed{index}"
     moving = str(batch["moving_id"][sample]) if "moving_id" in batch else f"moving{index}"
     return fixed, moving
-
-
-def grid_affine(batch: Pair, sample: int) -> NDArray[np.float64]:
-    """Voxel to world (4, 4) of the fixed grid; without one, the spacing on the diagonal, or 1 mm."""
-    if "affine" in batch:
-        return batch["affine"][sample].double().cpu().numpy()
-    affine = np.eye(4)
-    if "spacing" in batch:
-        spacing = batch["spacing"][sample].double().cpu().numpy()
-        np.fill_diagonal(affine[: len(spacing), : len(spacing)], spacing)
-    return affine
-
-
-def as_volume(image: Tensor) -> NDArray[np.float32]:
-    """Channels last, with three spatial axes: (c, *s) -> (x, y, z, c)."""
-    array = image.detach().to("cpu", torch.float32).movedim(0, -1).numpy()
-    *size, channels = array.shape
-    return array.reshape(*size, *[1] * (3 - len(size)), channels)
-
-
-def _save(path: Path, array: NDArray[np.float32], affine: NDArray[np.float64]) -> None:
-    image = Nifti1Image(np.ascontiguousarray(array), affine)
-    image.header.set_xyzt_units("mm")
-    with replacing(path) as temporary:
-        save(image, temporary)

@@ -1,7 +1,9 @@
 """A Learn2Reg submission: every field checked, then one zip."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from zipfile import ZIP_STORED, ZipFile
@@ -14,8 +16,10 @@ from dio_lightning.callbacks.files import replacing
 from dio_lightning.challenge.evaluate import arguments
 from dio_lightning.errors import times
 from dio_lightning.experiment import RegistrationCLI, prepare
-from dio_lightning.fields.files import find_field, half, pair_names, stored
-from dio_lightning.modules.precomputed import samples_of
+from dio_lightning.fields.files import half, stored
+from dio_lightning.fields.names import Ids, find_field, listed_pairs, own_names, pair_names, shared_files, strangers
+from dio_lightning.fields.placing import check_place
+from dio_lightning.modules.precomputed import affine_of, samples_of
 
 SHOWN = 5
 SUFFIXES = (".nii.gz", ".npz")
@@ -48,14 +52,31 @@ def submit(
     return len(members)
 
 
-def pairs_of(folder: Path, options: Sequence[str]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Ids of the fixed and the moving image, and the fixed grid, of every test pair of the data."""
+@dataclass(frozen=True)
+class Expected:
+    """What the test pairs of the data say of their fields."""
+
+    ids: list[Ids]
+    grids: Iterable[tuple[Ids, tuple[int, ...], NDArray[np.float64] | None]]
+    """Ids, fixed grid and its affine (4, 4), pair by pair."""
+
+
+def pairs_of(folder: Path, options: Sequence[str]) -> Expected:
+    """The test pairs of the data."""
     prepare()
     data: LightningDataModule = _Idle(arguments(folder, options, folder)).datamodule
     data.prepare_data()
     data.setup("test")
-    for sample in samples_of(data.test_dataloader().dataset):
-        yield str(sample["fixed_id"]), str(sample["moving_id"]), tuple(sample["fixed"].shape[1:])
+    samples = samples_of(data.test_dataloader().dataset)
+    ids = listed_pairs(data, "test")
+    if ids is None:
+        samples = list(samples)
+        ids = [_ids(sample) for sample in samples]
+    return Expected(ids, ((_ids(one), tuple(one["fixed"].shape[1:]), affine_of(one)) for one in samples))
+
+
+def _ids(sample: dict) -> Ids:
+    return str(sample["fixed_id"]), str(sample["moving_id"])
 
 
 class _Idle(RegistrationCLI):
@@ -65,33 +86,56 @@ class _Idle(RegistrationCLI):
         return
 
 
-def _checked(
-    folder: Path, pairs: Iterator[tuple[str, str, tuple[int, ...]]], resolution: Resolution
-) -> dict[str, Path]:
+def _checked(folder: Path, pairs: Expected, resolution: Resolution) -> dict[str, Path]:
     """Names in the zip and the files behind them."""
-    problems: list[str] = []
-    members: dict[str, Path] = {}
-    for fixed, moving, size in pairs:
+    names, official = own_names(pairs.ids), official_names(pairs.ids)
+    problems, members = shared_files(folder, names), {}
+    found: dict[Ids, Path] = {}
+    for ids, own in names.items():
         try:
-            path = find_field(folder, fixed, moving)
+            found[ids] = find_field(folder, *ids, own)
         except (FileNotFoundError, ValueError) as error:
             problems.append(str(error))
             continue
-        name = f"disp_{pair_names(fixed, moving)[0]}{''.join(path.suffixes)}"
-        if name in members:
-            problems.append(f"two pairs would both be {name}, the second of them {fixed} <- {moving}")
-        members[name] = path
-        problems += _problems(path, size, resolution)
-    known = {path.name for path in members.values()}
-    extra = sorted(path.name for path in folder.glob("disp_*") if path.name not in known)
-    problems += [f"{folder / name} belongs to no pair" for name in extra]
+        members[f"disp_{official[ids]}{_suffix(found[ids])}"] = found[ids]
+    problems += [f"{path} belongs to no pair" for path in strangers(folder, found.values())]
+    if not problems:
+        for ids, size, affine in pairs.grids:
+            problems += _problems(found[ids], size, affine, resolution)
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ValueError("\n".join([*problems[:SHOWN], *more]))
     return members
 
 
-def _problems(path: Path, size: tuple[int, ...], resolution: Resolution) -> list[str]:
+def official_names(pairs: Sequence[Ids]) -> dict[Ids, str]:
+    """The name that Learn2Reg's evaluation looks for; where it looks for one name for two pairs, a name of their own.
+
+    Raises:
+        ValueError: if the full names of two pairs are one.
+    """
+    names = own_names(pairs)
+    count = Counter(pair_names(*ids)[0] for ids in names)
+    result: dict[Ids, str] = {}
+    for ids, own in names.items():
+        wanted = pair_names(*ids)[0]
+        result[ids] = wanted if count[wanted] == 1 else own[0]
+        if count[wanted] > 1:
+            print(
+                f"warning: Learn2Reg's evaluation looks for disp_{wanted} for {count[wanted]} pairs; the field of "
+                f"{' <- '.join(ids)} is disp_{own[0]}",
+                file=sys.stderr,
+            )
+    return result
+
+
+def _suffix(path: Path) -> str:
+    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), path.suffix)
+
+
+def _problems(
+    path: Path, size: tuple[int, ...], affine: NDArray[np.float64] | None, resolution: Resolution
+) -> list[str]:
     """What Learn2Reg's evaluation would refuse, or misread, in one file."""
     if not path.name.endswith(SUFFIXES):
         return [f"{path} is not compressed, expected .nii.gz or .npz"]
@@ -109,6 +153,11 @@ def _problems(path: Path, size: tuple[int, ...], resolution: Resolution) -> list
         return [f"{path} has shape {times(values.shape)}, expected {' or '.join(map(times, allowed))}"]
     if not np.isfinite(values).all():
         return [f"{path} has {int((~np.isfinite(values)).sum())} values that are NaN or infinite"]
+    if file.header is not None and affine is not None:
+        try:
+            check_place(file.header, grid, size, affine)
+        except ValueError as error:
+            return [str(error)]
     _warn(path, values, max(size))
     return []
 

@@ -1,80 +1,34 @@
-"""Displacement fields as files: how they are named, which layouts are read, and what is wrong with one."""
+"""Displacement fields as files: which layouts are read, where they lie, and what is wrong with one."""
 
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import cast
+from struct import error as StructError
+from tokenize import TokenError
+from typing import Any
 from zipfile import BadZipFile
 
-import nibabel as nib
 import numpy as np
 import torch
 from jaxtyping import Float
-from nibabel.filebasedimages import ImageFileError
-from nibabel.nifti1 import Nifti1Image
+from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
 from torch import Tensor
 
 from dio_lightning.errors import times
+from dio_lightning.fields.placing import check_place, on_grid
+from dio_lightning.headers import Header, read_header
 
-UNREADABLE = (ImageFileError, OSError, EOFError, ValueError, BadZipFile, UnpicklingError, zlib.error)
-SUFFIXES = (".nii.gz", ".npz", ".nii")
+# what NumPy and zipfile raise for a damaged archive, found by flipping its bytes
+DAMAGED = (
+    OSError, EOFError, ValueError, BadZipFile, UnpicklingError, zlib.error, StructError, TokenError, SyntaxError,
+    KeyError, TypeError, OverflowError, MemoryError, RuntimeError,
+)  # fmt: skip
 VECTOR = 1007
 """NIfTI's intent of the displacements of ITK and ANTs: millimetres, with x and y towards left and posterior."""
-_ID = re.compile(r"(?:.*_)?(\d{4})_(\d{4})|(?:.*_)?(\d{4})")
-
-
-def pair_name(fixed: str, moving: str) -> str:
-    """A pair's part of the names of the files that we write, as Learn2Reg has it.
-
-    0011_0012 for subjects of modality 0000, 0011_0000_0012_0001 if one has another; ids without Learn2Reg's four digits
-    keep their letters and digits.
-    """
-    found = [_ID.fullmatch(_stem(name)) for name in (fixed, moving)]
-    short = all(match is None or match[2] in (None, "0000") for match in found)
-    names = []
-    for match, name in zip(found, (fixed, moving), strict=True):
-        if match is None:
-            names.append(re.sub(r"[^A-Za-z0-9]+", "-", _stem(name)).strip("-") or "unnamed")
-        else:
-            subject = match[1] or match[3]
-            names.append(subject if short or match[2] is None else f"{subject}_{match[2]}")
-    return "_".join(names)
-
-
-def pair_names(fixed: str, moving: str) -> tuple[str, ...]:
-    """Every name by which a pair's file may go; the first is the one that Learn2Reg's evaluation looks for.
-
-    It looks for the short name 0011_0012 where the modalities are equal, or 0000 and 0001, else for the long one.
-    """
-    one, two = (_ID.fullmatch(_stem(name)) for name in (fixed, moving))
-    if one is None or two is None:
-        return (pair_name(fixed, moving),)
-    (s, p), (t, q) = ((match[1] or match[3], match[2] or "0000") for match in (one, two))
-    short = [f"{s}_{t}"] if p == q or (p, q) == ("0000", "0001") else []
-    return tuple(dict.fromkeys([*short, f"{s}_{p}_{t}_{q}", pair_name(fixed, moving)]))
-
-
-def find_field(folder: Path, fixed: str, moving: str) -> Path:
-    """The one file of a folder that holds the displacement of a pair.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if there are several.
-    """
-    names = pair_names(fixed, moving)
-    found = [p for p in (folder / f"disp_{name}{s}" for name in names for s in SUFFIXES) if p.is_file()]
-    if not found:
-        wanted = " or ".join(f"disp_{name}.nii.gz" for name in names)
-        raise FileNotFoundError(f"{folder} has no {wanted} (or .npz) for fixed {fixed} and moving {moving}")
-    if len(found) > 1:
-        several = " and ".join(path.name for path in found)
-        raise ValueError(f"{folder} has {several} for fixed {fixed} and moving {moving}, expected one of them")
-    return found[0]
 
 
 @dataclass(frozen=True)
@@ -83,57 +37,80 @@ class Stored:
 
     path: Path
     values: NDArray
-    world: NDArray[np.float64] | None = None
-    """(d, d), voxels to LPS millimetres, where the values are displacements of ITK or ANTs; None where voxels."""
+    header: Header | None = None
+    """That of a NIfTI file; None for .npz, which does not say where it lies."""
+
+    @property
+    def world(self) -> bool:
+        """Whether the values are LPS millimetres of ITK or ANTs, and no voxels."""
+        return self.header is not None and self.values.ndim == 5 and _intent(self.header)[0] == VECTOR
 
 
 def stored(path: Path) -> Stored:
     """The array of a .nii, .nii.gz or .npz file, in its own layout and type.
 
     Raises:
-        ValueError: if it cannot be read, or a .npz file holds several arrays.
+        ValueError: if it cannot be read, holds no real numbers, was written by NiftyReg, or a .npz file holds several
+            arrays.
     """
-    image: Nifti1Image | None = None
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = [file[name] for name in file.files]
-        else:
-            image = cast(Nifti1Image, nib.load(path))  # pyright: ignore[reportPrivateImportUsage]
-            arrays = [np.asarray(image.dataobj)]
-    except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read ({error}), expected a displacement as .nii.gz or .npz") from error
-    if len(arrays) != 1:
-        raise ValueError(f"{path} holds {len(arrays)} arrays, expected one")
-    (values,) = arrays
-    if image is None or values.ndim != 5 or int(image.header["intent_code"]) != VECTOR:
-        return Stored(path, values)
-    d = values.shape[-1]
-    return Stored(path, values, (np.diag([-1.0, -1.0, 1.0]) @ np.asarray(image.affine)[:3, :3])[:d, :d])
+    header = None
+    if path.suffix == ".npz":
+        arrays = _arrays(path)
+        if len(arrays) != 1:
+            raise ValueError(f"{path} holds {len(arrays)} arrays, expected one")
+        (values,) = arrays
+    else:
+        header = read_header(path)
+        values = header.values().reshape(header.stored_shape)
+        if _intent(header)[1].startswith("NREG_TRANS"):
+            raise ValueError(
+                f"{path} is a transformation of NiftyReg, expected voxels of the fixed grid, or a displacement of ITK"
+            )
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"{path} has the type {values.dtype}, expected real numbers")
+    return Stored(path, values, header)
 
 
-def read_displacement(path: Path, size: Sequence[int]) -> Float[Tensor, "d *s"]:
+def read_displacement(
+    path: Path, size: Sequence[int], affine: NDArray[np.float64] | None = None
+) -> Float[Tensor, "d *s"]:
     """The displacement of a file in voxels of a grid (*s), float32.
 
     Layouts: (*s, d), (*s, 1, d) and channels first (d, *s), each also on the grid of half the size that Learn2Reg had,
     with values in voxels of the full one: enlarged by splines of order 2, as Learn2Reg's evaluation does it. A slice
-    (x, y) of two dimensions is (x, y, 1, 2). Five axes with NIfTI's intent `vector` are millimetres of ITK or ANTs.
+    (x, y) of two dimensions is (x, y, 1, 2). What their header says of where they lie must not contradict the affine
+    (`placing.check_place`).
+
+    Five axes with NIfTI's intent `vector` are millimetres of ITK or ANTs on any grid that covers the fixed one, on
+    which they are sampled through both affines, linearly (`placing.on_grid`).
+
+    Args:
+        path: the file.
+        size: of the fixed grid.
+        affine: (4, 4), voxels of the fixed grid to RAS millimetres. None where that is not known: the file is then
+            taken to lie on the fixed grid.
 
     Raises:
-        ValueError: for another shape, values that are not finite, or a file that cannot be read.
+        FileNotFoundError: if there is no such file.
+        ValueError: for another shape or place, values that are not finite, or a file that cannot be read.
     """
-    file = stored(path)
-    field = _channels_first(file, tuple(size)).astype(np.float64)
-    wrong = int((~np.isfinite(field)).sum())
+    file, size = stored(path), tuple(size)
+    # a file that is no displacement of this grid is better told so than counted
+    values = _in_world(file, size) if file.world else _channels_first(file, size)
+    wrong = int((~np.isfinite(values)).sum())
     if wrong:
         raise ValueError(f"{path} has {wrong} values that are NaN or infinite, expected finite displacements")
-    if file.world is not None:
-        field = np.einsum("ij,j...->i...", np.linalg.inv(file.world), field)
-    if field.shape[1:] != tuple(size):
+    field = torch.from_numpy(values.astype(np.float64))
+    if file.world:
+        assert file.header is not None
+        return on_grid(field, file.header, size, affine).float()
+    if file.header is not None and affine is not None:
+        check_place(file.header, tuple(field.shape[1:]), size, affine)
+    if tuple(field.shape[1:]) != size:
         # for odd sizes too, both grids have their ends in common
         factors = [n / h for n, h in zip(size, field.shape[1:], strict=True)]
-        field = np.stack([np.asarray(zoom(channel, factors, order=2)) for channel in field])
-    return torch.from_numpy(field.astype(np.float32))
+        field = torch.from_numpy(np.stack([np.asarray(zoom(channel, factors, order=2)) for channel in field.numpy()]))
+    return field.float()
 
 
 def half(size: Sequence[int]) -> tuple[int, ...]:
@@ -162,5 +139,28 @@ def _channels_first(file: Stored, size: tuple[int, ...]) -> NDArray:
     raise ValueError(message + (": its axes look permuted" if alike else ""))
 
 
-def _stem(name: str) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", name.replace("\\", "/").rsplit("/", 1)[-1])
+def _in_world(file: Stored, size: tuple[int, ...]) -> NDArray:
+    """The values of ITK as (d, *t), t their own grid."""
+    d, shape = len(size), file.values.shape
+    if shape[d:] != (*[1] * (4 - d), d):
+        raise ValueError(f"{file.path} has shape {times(shape)}, expected {d} axes of a grid and {d} components")
+    return np.moveaxis(file.values, -1, 0).reshape(d, *shape[:d])
+
+
+def _arrays(path: Path) -> list[NDArray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, expected a displacement")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in file.files]
+    except DAMAGED as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read ({why}), expected a displacement as .nii.gz or .npz") from error
+
+
+def _intent(header: Header) -> tuple[int, str]:
+    """What NIfTI says that values are: code and name."""
+    fields: Any = header.image.header
+    if not isinstance(fields, Nifti1Header):
+        return 0, ""
+    return int(fields["intent_code"]), bytes(fields["intent_name"]).decode("latin-1")
