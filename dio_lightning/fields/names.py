@@ -69,9 +69,8 @@ def own_names(pairs: Iterable[Ids]) -> dict[Ids, tuple[str, ...]]:
     for pair in listed:
         name = full_name(*pair)
         if owners.setdefault(name, pair) != pair:
-            raise ValueError(
-                f"the pairs {_arrow(owners[name])} and {_arrow(pair)} have one name, {name}: rename a file"
-            )
+            both = f"{_arrow(owners[name])} and {_arrow(pair)}"
+            raise ValueError(f"the pairs {both} would share the file name {name}, expected ids that differ in letters")
     count = Counter(name for pair in listed for name in possible_names(*pair))
     return {
         pair: tuple(n for n in possible_names(*pair) if owners.get(n, pair) == pair and (count[n] == 1 or n in owners))
