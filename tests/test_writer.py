@@ -156,6 +156,32 @@ def test_what_cannot_be_written_is_refused_at_once(options):
         FieldWriter(**options)
 
 
+def test_processes_that_know_no_list_of_pairs_write_full_names(tmp_path):
+    """B6: without a data module no process knows the pairs of the others."""
+    trainer, writer, u = trainer_in(tmp_path), FieldWriter(warped=False), torch.zeros(1, 3, *SIZE)
+    trainer.world_size = 2
+    writer.setup(trainer, MODULE, "predict")
+    for fixed, moving in (("sub01_0000", "sub01_0001"), ("sub02_0000", "sub02_0001")):
+        batch = {**pair(), "fixed_id": [fixed], "moving_id": [moving]}
+        writer.write_on_batch_end(trainer, MODULE, u, [0], batch, 0, 0)
+    names = sorted(file.name for file in (tmp_path / "predictions").iterdir())
+    assert names == ["disp_sub01_0000_sub01_0001.nii.gz", "disp_sub02_0000_sub02_0001.nii.gz"]
+
+
+def test_a_field_under_another_name_of_its_pair_would_contradict_the_new_one(tmp_path):
+    batch, u = pair(), torch.zeros(1, 3, *SIZE)
+    trainer, writer = trainer_in(tmp_path), FieldWriter(warped=False, overwrite=True)
+    ids = (batch["fixed_id"][0], batch["moving_id"][0])
+    trainer.datamodule = SimpleNamespace(pair_ids=lambda split: [ids])
+    (tmp_path / "predictions").mkdir()
+    for name in ("disp_0011_0000_0012_0000.npz", "disp_Brain_0011_0000_Brain_0012_0000.nii.gz", "disp_0003_0004.npz"):
+        (tmp_path / "predictions" / name).touch()
+    writer.setup(trainer, MODULE, "predict")
+    writer.write_on_batch_end(trainer, MODULE, u, [0], batch, 0, 0)
+    names = sorted(file.name for file in (tmp_path / "predictions").iterdir())
+    assert names == ["disp_0003_0004.npz", "disp_0011_0012.nii.gz"]
+
+
 def test_the_moving_image_is_warped_from_its_own_grid(tmp_path):
     batch, u = pair(), 0.5 * torch.randn(1, 3, *SIZE)
     shift = torch.eye(4, dtype=torch.float64)
