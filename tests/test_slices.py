@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from data_modules import Learn2Reg
 from dio_lightning.callbacks import RegistrationScores
 from dio_lightning.callbacks.pair_scores import ScoreOptions, score_pair
-from dio_lightning.callbacks.writer import FieldWriter
+from dio_lightning.callbacks.writer import FieldWriter, pair_ids
+from dio_lightning.fields.names import own_names
 from dio_lightning.pair import Pair
 
 SHAPE = (6, 8, 10)
@@ -136,8 +137,10 @@ def test_crops_and_flips_are_those_of_the_slice(brains: Path) -> None:
 
 
 def test_names_of_written_fields_are_unique(brains: Path) -> None:
-    writer, batches = FieldWriter(), [*ready(brains, "predict").predict_dataloader()]
-    assert len({writer._name(batch, 0, "") for batch in batches}) == len(batches) == 10
+    writer, data = FieldWriter(), ready(brains, "predict")
+    batches = [*data.predict_dataloader()]
+    assert len({writer._own(pair_ids(batch, 0, ""), 1)[0] for batch in batches}) == len(batches) == 10
+    assert len({own[0] for own in own_names(data.pair_ids("test")).values()}) == 10
 
 
 @pytest.mark.parametrize(

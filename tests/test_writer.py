@@ -142,6 +142,13 @@ def test_half_resolution_keeps_the_ends_of_the_grid_and_full_voxels(tmp_path, fo
         np.testing.assert_allclose(affine[:3, :3] @ [3, 4, 3], batch["affine"][0, :3, :3].numpy() @ last)
 
 
+def test_an_axis_of_one_voxel_keeps_its_spacing_at_half_resolution(tmp_path):
+    batch = pair((7, 1, 8))
+    (name,) = written(tmp_path, batch, torch.zeros(1, 3, 7, 1, 8), resolution="half")
+    affine = nib.load(tmp_path / name).affine
+    np.testing.assert_allclose(affine[:3, 1], batch["affine"][0, :3, 1].numpy())
+
+
 def test_a_field_in_the_other_format_would_contradict_the_new_one(tmp_path):
     u = torch.zeros(1, 3, *SIZE)
     written(tmp_path, pair(), u)

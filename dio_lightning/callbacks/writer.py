@@ -135,7 +135,7 @@ class FieldWriter(BasePredictionWriter):
             u = resample(u, half(full))
             affine = affine.copy()
             for axis, (n, h) in enumerate(zip(full, u.shape[2:], strict=True)):
-                affine[:3, axis] *= (n - 1) / max(h - 1, 1)
+                affine[:3, axis] *= (n - 1) / max(h - 1, 1) if n > 1 else 1.0
         array = as_volume(u[0])
         if self.channels == "first":
             array = np.moveaxis(array, -1, 0)
