@@ -97,7 +97,10 @@ def _checked(folder: Path, pairs: Expected, resolution: Resolution) -> dict[str,
         except (FileNotFoundError, ValueError) as error:
             problems.append(str(error))
             continue
-        members[f"disp_{official[ids]}{_suffix(found[ids])}"] = found[ids]
+        name = f"disp_{official[ids]}{_suffix(found[ids])}"
+        if name in members:
+            problems.append(f"two pairs would both be {name}, the second of them {' <- '.join(ids)}")
+        members[name] = found[ids]
     problems += [f"{path} belongs to no pair" for path in strangers(folder, found.values())]
     if not problems:
         for ids, size, affine in pairs.grids:
@@ -115,17 +118,14 @@ def official_names(pairs: Sequence[Ids]) -> dict[Ids, str]:
         ValueError: if the full names of two pairs are one.
     """
     names = own_names(pairs)
-    count = Counter(pair_names(*ids)[0] for ids in names)
-    result: dict[Ids, str] = {}
-    for ids, own in names.items():
-        wanted = pair_names(*ids)[0]
-        result[ids] = wanted if count[wanted] == 1 else own[0]
-        if count[wanted] > 1:
-            print(
-                f"warning: Learn2Reg's evaluation looks for disp_{wanted} for {count[wanted]} pairs; the field of "
-                f"{' <- '.join(ids)} is disp_{own[0]}",
-                file=sys.stderr,
-            )
+    wanted = {ids: pair_names(*ids)[0] for ids in names}
+    count = Counter(wanted.values())
+    result = {ids: name if count[name] == 1 else names[ids][0] for ids, name in wanted.items()}
+    for name, users in count.items():
+        if users > 1:
+            own = next(result[ids] for ids in names if wanted[ids] == name)
+            told = f"Learn2Reg's evaluation looks for disp_{name} for {users} pairs; the zip has disp_{own} and so on"
+            print(f"warning: {told}", file=sys.stderr)
     return result
 
 
