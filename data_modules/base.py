@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from dio_lightning.pair import Pair
 
 Split = Literal["train", "val", "test"]
+FILES = ("fixed_file", "moving_file")
+"""Keys of a sample that name the files of its images."""
 Sample = dict[str, Any]
 """One pair as in `Pair`, without the batch axis; ids are strings."""
 

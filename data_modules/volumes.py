@@ -1,26 +1,31 @@
 """Pairs of volumes that lie in files: what every data set on disk shares, whatever its layout."""
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Literal, cast
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from monai.transforms.transform import Transform
 from torch.utils.data import Dataset
 
 from data_modules.augment import Augmentation, Augmented, Crop, Flip
 from data_modules.base import PairDataModule, Sample, Split, collate
-from data_modules.checking.checks import check_files, check_kinds, spatial_dims, unique_cases
-from data_modules.checking.report import check_module
-from data_modules.layout import CasePair, Layout
+from data_modules.checking.findings import Findings
+from data_modules.checking.headers import Asked, check_headers, check_pairs, usable_header
+from data_modules.checking.report import look_at, tied
+from data_modules.checking.sets import check_chosen
+from data_modules.checking.splits import check_copies, check_kinds, check_layout, file_digests
+from data_modules.layout import CasePair, Layout, unique_cases
 from data_modules.preparation.caching import Cache, Mode, cache_mode
+from data_modules.preparation.labels import Labels, check_labels, chosen_labels
 from data_modules.preparation.slices import Plane, SlicePairs, Slicing
 from data_modules.preparation.subjects import Subjects
 from data_modules.preparation.transforms import Normalise
 from dio_lightning.fields import on_one_grid
-from dio_lightning.findings import Report
+from dio_lightning.findings import Finding, Report
 
 STAGES: dict[str | None, list[Split]] = {
     "fit": ["train", "val"],
@@ -59,7 +64,8 @@ class VolumePairs(PairDataModule):
         cache_dir: Folder of the disk cache; what is in it may be deleted at any time. Default: dio-lightning in
             $XDG_CACHE_HOME or ~/.cache.
         seed: Of the order of the training pairs.
-        labels: The labels kept, with their numbers; others become background.
+        labels: The labels kept, by number or by the data set's name: `all`, one, a list, or a mapping of each to the
+            number that it gets, as for labels above 32767 or to merge some. Others become background.
         min_voxels: Labels with fewer voxels than this in any validation or test case become background, as VoxelMorph
             did with 100 (Balakrishnan et al., IEEE TMI 38, 2019). Every stage then reads all labels of both splits.
         mask_images: Images are 0 outside of their mask, once normalised.
@@ -92,7 +98,7 @@ class VolumePairs(PairDataModule):
         cache: Cache = True,
         cache_dir: str | None = None,
         seed: int = 0,
-        labels: Literal["all"] | list[int] = "all",
+        labels: Labels = "all",
         min_voxels: int = 0,
         mask_images: bool = False,
         crop: Sequence[int] | None = None,
@@ -108,8 +114,7 @@ class VolumePairs(PairDataModule):
             raise ValueError(f"clip is {clip}, expected a least value below the largest")
         if normalise == "window" and clip is None:
             raise ValueError("normalise='window' needs clip, expected two intensities such as (-1000, 500)")
-        if labels != "all" and (not labels or min(labels) < 1):
-            raise ValueError(f"labels is {labels}, expected 'all' or a list of labels of at least 1")
+        check_labels(labels)
         if min_voxels < 0:
             raise ValueError(f"min_voxels is {min_voxels}, expected an integer of at least 0")
         if (crop is not None and min(crop) < 1) or (flips and not {*flips} <= {0, 1, 2}):
@@ -129,22 +134,26 @@ class VolumePairs(PairDataModule):
         self.min_voxels, self.mask_images = min_voxels, mask_images
         self.normalise: Normalise = normalise
         self.clip = clip
-        self.labels: Sequence[int] | None = None if labels == "all" else list(labels)
+        self.labels: Labels = labels
 
     @cached_property
     def subjects(self) -> Subjects:
         """Reads cases, once each."""
-        return Subjects(
-            self.normalise,
-            self.clip,
-            self.labels,
-            self.cache,
-            self.cache_dir,
-            self.mask_images,
-            self.preparation(),
-            self.common_grid,
-            self.root.name,
-        )
+        return Subjects(self.asked, self.cache, self.cache_dir, self.preparation(), self.root.name)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """What must hold of the files."""
+        return Asked(self.common_grid, self.normalise, self.clip, self.chosen, self.mask_images)
+
+    @cached_property
+    def chosen(self) -> dict[int, int] | None:
+        """Labels of the files that are kept, with the number that each gets; None keeps all.
+
+        Raises:
+            ValueError: if the data set has no such label.
+        """
+        return chosen_labels(self.labels, self.layout.label_names)
 
     def preparation(self) -> Sequence[Transform]:
         """MONAI's dictionary transforms of a case's image, label and mask, before intensities are normalised.
@@ -153,14 +162,27 @@ class VolumePairs(PairDataModule):
         """
         return ()
 
-    def check_headers(self, pairs: Sequence[CasePair], progress: bool) -> None:
-        """What can be told without reading volumes; see `check_files`."""
-        check_files(pairs, progress, self.common_grid)
+    @property
+    def layout(self) -> Layout:
+        """Cases and pairs, read once.
+
+        Raises:
+            FileNotFoundError, ValueError: if they are not as expected.
+        """
+        layout, found = self._listed
+        found.stop()
+        return layout
 
     @cached_property
-    def layout(self) -> Layout:
-        """Cases and pairs, read once."""
-        return self.read_layout()
+    def _listed(self) -> tuple[Layout, Findings]:
+        layout, found = self.read_layout(), Findings()
+        check_layout(self.source, layout, found)
+        return layout, found
+
+    @property
+    def source(self) -> Path:
+        """The folder or file that says which cases there are."""
+        return self.root
 
     def read_layout(self) -> Layout:
         """Which files belong to a case, and which cases make a pair.
@@ -177,21 +199,28 @@ class VolumePairs(PairDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Checks every case of the stage and reads it into the cache."""
-        pairs: list[CasePair] = []
-        for split in STAGES[stage]:
-            if split == "train":
-                self.augmentations()  # what labels lack is said before the long work
-            drawn = split == "train" and not self.layout.train
-            # of the quadratically many candidates, those with the first case tie all grids together
-            part = [(self.layout.cases[0], case) for case in self.layout.cases[1:]] if drawn else self.pairs(split)
-            pairs += part or self.pairs(split)
-            check_kinds(part)
+        splits, found = STAGES[stage], Findings()
+        for split in splits:
+            self.pairs(split)
+            check_kinds(self.layout, split, found)
+        if "train" in splits:
+            self.augmentations()  # what labels lack is said before the long work
         progress = self.trainer is None or self.trainer.is_global_zero
-        self.check_headers(pairs, progress)
+        cases = list(dict.fromkeys(case for split in splits for case in self.layout.split_cases(split)))
+        headers = check_headers(cases, self.asked, found, progress)
+        pairs = tied(self.layout, splits, headers)
+        check_pairs(pairs, headers, self.asked, found)
+        found.stop()
         if self.slicing is not None:
-            self.slicing.check(unique_cases(pairs))
+            self.slicing.check(cases)
+        check_copies(file_digests(case.image for case in self.layout.every_case), self.layout, found)
+        found.stop()
         if self.cache != "none":
-            self.subjects.fill(pairs, progress)
+            self.subjects.fill(pairs, found, progress)
+            check_copies(self.subjects.digests, self.layout, found)
+            check_chosen(self.root, self.chosen, self.subjects.present, found)
+        found.stop()
+        self._tell(found)
         if self.min_voxels:
             held = unique_cases([*self.layout.val, *self.layout.test])
             dropped = self.subjects.keep_large(held, self.min_voxels, progress)
@@ -199,9 +228,25 @@ class VolumePairs(PairDataModule):
                 f"{self.root.name}: labels {dropped} are background, with fewer than {self.min_voxels} voxels"
             )
 
+    def _tell(self, found: Findings) -> None:
+        """Warnings, and how the splits came about."""
+        for sentence in self._listed[1].sentences("note"):
+            rank_zero_info(sentence)
+        for sentence in [*self._listed[1].sentences("warning"), *found.sentences("warning")]:
+            rank_zero_warn(sentence)
+
     def check(self) -> Report:
         """Reads every case once and says what is wrong with which file, without stopping at the first problem."""
-        return check_module(self)
+        title = type(self).__name__
+        try:
+            layout, found = self._listed
+            conformed, asked = bool(self.preparation()), self.asked
+        except (ValueError, FileNotFoundError) as error:
+            if not self.root.is_dir():
+                raise
+            lines = [line.removeprefix(f"{self.root} ") for line in str(error).splitlines()]
+            return Report(title, findings=[Finding("error", (str(self.root),), line) for line in lines])
+        return look_at(title, self.root, layout, asked, conformed, found, sys.stderr.isatty())
 
     def dataset(self, split: Split) -> Dataset:
         """Pairs of a split, or their slices; those of training are augmented."""
@@ -229,7 +274,7 @@ class VolumePairs(PairDataModule):
             ValueError: if the folder has none.
         """
         layout = self.layout
-        listed = {"train": layout.train, "val": layout.val, "test": layout.test}[split]
+        listed = layout.pairs(split)
         if split == "train" and not listed:
             listed = list(pairwise(layout.cases) if self.pairing == "ordered" else permutations(layout.cases, 2))
         if not listed:
@@ -247,15 +292,19 @@ class VolumePairs(PairDataModule):
     @property
     def num_labels(self) -> int:
         """The largest label kept: of `labels`, of the JSON's names, or of the cases read so far; 0 without labels."""
-        kept = self.subjects.kept or self.labels
-        if kept is not None:
+        kept = self.subjects.kept or (self.chosen and self.chosen.values())
+        if kept:
             return max(kept)
         return max([*self.layout.label_names, self.subjects.largest_label, 0])
 
     @property
     def label_names(self) -> dict[int, str]:
-        """Names by label from the JSON, background included; empty if it has none."""
-        names, kept = self.layout.label_names, self.subjects.kept or self.labels
+        """Names by label as it is here, background included; empty if the data set gives none."""
+        names, kept = self.layout.label_names, self.subjects.kept
+        if self.chosen is not None:
+            # of labels that are merged, the first one names all
+            chosen = {number: names[label] for label, number in reversed(self.chosen.items()) if label in names}
+            names = {k: v for k, v in names.items() if k == 0} | dict(sorted(chosen.items()))
         return {k: v for k, v in names.items() if kept is None or k in (0, *kept)}
 
     @property
@@ -263,11 +312,14 @@ class VolumePairs(PairDataModule):
         """Dimensions of the first case; 2 for slices."""
         if self.slicing is not None:
             return 2
-        layout = self.layout
-        cases = layout.cases or unique_cases([*layout.train, *layout.val, *layout.test])
+        cases = self.layout.every_case
         if not cases:
             raise ValueError(f"{self.root} has no images, expected some in its dataset JSON or in imagesTr")
-        return spatial_dims(cases[0])
+        found = Findings()
+        header = usable_header(cases[0].image, "the image of a case", found)
+        found.stop()
+        assert header is not None
+        return header.dimension
 
 
 class _PairList(Dataset):

@@ -238,4 +238,4 @@ def _scale(image: SpatialImage) -> tuple[float, float]:
 def _why(error: BaseException, path: Path) -> str:
     """The sentence for a file that nibabel refuses."""
     text = str(error).replace(str(path), path.name).splitlines()
-    return f"cannot be read ({text[0] if text else type(error).__name__}), expected a whole NIfTI, MGH or Analyze file"
+    return f"cannot be read ({text[0] if text else type(error).__name__}), expected a NIfTI, MGH or Analyze file"

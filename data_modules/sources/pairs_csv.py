@@ -9,6 +9,7 @@ from typing import Any, get_args
 from data_modules.base import Split
 from data_modules.layout import Case, CasePair, Layout
 from data_modules.volumes import VolumePairs
+from dio_lightning.headers import stem
 
 SIDES = ("fixed", "moving")
 KINDS = {"label": "label", "mask": "mask", "points": "keypoints"}
@@ -20,12 +21,13 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 class PairsCSV(VolumePairs):
     """Pairs listed in a CSV file, one a row.
 
-    Its first row names the columns: `fixed` and `moving`, images; if wanted `fixed_label` and `moving_label`,
-    `fixed_mask` and `moving_mask`, `fixed_points` and `moving_points` (landmarks: CSV files without header, voxels in
+    Its first row names the columns: `fixed` and `moving`, images; if wanted `fixed_label`, `moving_label`,
+    `fixed_mask`, `moving_mask`, `fixed_points` and `moving_points` (landmarks: CSV files without header, voxels in
     array order, row by row the same point); if wanted `split`, one of train, val and test. Without `split` every row is
     in all three, so that one file serves fit, test and predict: scores are then scores on the training pairs. A cell
-    may be empty if those of its column are empty in the whole split. Ids are file names without extension, after as
-    many folders as tell the files apart.
+    may be empty if those of its column are empty in the whole split; label maps or masks of one side are enough where
+    they shall be carried to the other one (an atlas). Ids are file names without extension, after as many folders as
+    tell the files apart.
 
     Args:
         csv: The file.
@@ -49,6 +51,11 @@ class PairsCSV(VolumePairs):
         self.csv = Path(csv).expanduser()
         super().__init__(root if root is not None else str(self.csv.parent), common_grid=common_grid, **options)
 
+    @property
+    def source(self) -> Path:
+        """The table."""
+        return self.csv
+
     def read_layout(self) -> Layout:
         """The rows as pairs."""
         rows = read_rows(self.csv)
@@ -57,7 +64,10 @@ class PairsCSV(VolumePairs):
         listed = [(row, (self._case(row, "fixed", names), self._case(row, "moving", names))) for row in rows]
         _check_lists(self.csv, listed)
         train, val, test = ([pair for row, pair in listed if row.split in (None, name)] for name in SPLITS)
-        return Layout([], train, val, test, {})
+        without = rows[0].split is None
+        remarks = ("has no column 'split': every pair is for training, validation and test",) if without else ()
+        sided = {field for kind, field in KINDS.items() if _one_sided(rows, kind)}
+        return Layout([], train, val, test, {}, remarks, without, frozenset(sided))
 
     def pairs(self, split: Split) -> list[CasePair]:
         """The pairs of a split, in the file's order.
@@ -101,6 +111,7 @@ def read_rows(path: Path) -> list[Row]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read ({error}), expected a CSV file in UTF-8") from error
     columns = table[0][1] if table else []
+    _check_separator(path, columns)
     _check_columns(path, columns)
     rows = []
     for line, cells in table[1:]:
@@ -126,7 +137,9 @@ def distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
     folders = {path: [part for part in path.parent.parts if part != path.anchor] for path in paths}
     depths = dict.fromkeys(paths, 0)
     while True:
-        names = {path: "_".join([*folders[path][len(folders[path]) - depths[path] :], _stem(path)]) for path in paths}
+        names = {
+            path: "_".join([*folders[path][len(folders[path]) - depths[path] :], stem(path.name)]) for path in paths
+        }
         used = list(names.values())
         alike = [path for path, name in names.items() if used.count(name) > 1]
         if not alike:
@@ -134,6 +147,13 @@ def distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
         if all(depths[path] == len(folders[path]) for path in alike):
             raise ValueError(f"{alike[0]} and another file get the id {names[alike[0]]!r}, expected other file names")
         depths |= {path: min(depths[path] + 1, len(folders[path])) for path in alike}
+
+
+def _check_separator(path: Path, columns: Sequence[str]) -> None:
+    """Spreadsheets of some countries separate by semicolons."""
+    mark = next((mark for mark in (";", "\t") if len(columns) == 1 and mark in columns[0]), None)
+    if mark is not None:
+        raise ValueError(f"{path} separates its columns by {mark!r}, expected ','")
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
@@ -146,22 +166,29 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
         if columns.count(column) > 1:
             raise ValueError(f"{path} has the column {column!r} twice, expected it once")
         side, _, kind = column.partition("_")
-        other = f"{SIDES[1 - SIDES.index(side)]}_{kind}" if kind else None
+        other = f"{SIDES[1 - SIDES.index(side)]}_{kind}" if kind == "points" else None
         if other is not None and other not in columns:
             raise ValueError(f"{path} has the column {column!r} without {other!r}, expected both")
 
 
 def _check_cells(path: Path, rows: Sequence[Row]) -> None:
-    """Images are given; what one row of a split has, all of them have, for both sides."""
+    """Images are given; what one row of a split has, all of them have, landmarks for both sides."""
     for split in {row.split: None for row in rows}:
         part = [row for row in rows if row.split == split]
         for column in rows[0].cells:
             kind = column.partition("_")[2]
-            given = [row for row in part if any(row.cells[f"{side}_{kind}" if kind else side] for side in SIDES)]
+            pair = [column] if kind != "points" else [f"{side}_points" for side in SIDES]
+            given = [row for row in part if any(row.cells[name] for name in pair)]
             for row in part:
                 if not row.cells[column] and (given or not kind):
                     where = f"as line {given[0].line} has a {kind}" if kind else "of an image"
                     raise ValueError(f"{path}: line {row.line} has no {column}, expected a path {where}")
+
+
+def _one_sided(rows: Sequence[Row], kind: str) -> bool:
+    """Whether in some split fixed or moving images alone have a label map or a mask."""
+    having = {(row.split, side) for row in rows for side in SIDES if row.cells.get(f"{side}_{kind}")}
+    return any((split, SIDES[1 - SIDES.index(side)]) not in having for split, side in having)
 
 
 def _check_lists(path: Path, listed: Sequence[tuple[Row, CasePair]]) -> None:
@@ -182,9 +209,3 @@ def _check_lists(path: Path, listed: Sequence[tuple[Row, CasePair]]) -> None:
                     f"{path}: line {row.line} leaks: {case.image} is in line {trained[case.image]} for training too, "
                     "expected no image in both, unless it is fixed in every row"
                 )
-
-
-def _stem(path: Path) -> str:
-    """File name without the extension of a volume."""
-    name = path.name.removesuffix(".gz")
-    return name.removesuffix(".nii").removesuffix(".img").removesuffix(".hdr")
