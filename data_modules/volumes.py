@@ -5,27 +5,28 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise, permutations
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from monai.transforms.transform import Transform
 from torch.utils.data import Dataset
 
 from data_modules.augment import Augmentation, Augmented, Crop, Flip
-from data_modules.base import PairDataModule, Sample, Split, collate
+from data_modules.base import PairDataModule, Split
 from data_modules.checking.findings import Findings
-from data_modules.checking.headers import Asked, check_headers, check_pairs, usable_header
-from data_modules.checking.report import look_at, tied
+from data_modules.checking.headers import Asked, dimension_of
+from data_modules.checking.report import check_stage, look_at, unreadable
 from data_modules.checking.sets import check_chosen
-from data_modules.checking.splits import check_copies, check_kinds, check_layout, file_digests
+from data_modules.checking.splits import check_copies, check_layout
 from data_modules.layout import CasePair, Layout, unique_cases
+from data_modules.options import check_cuts, check_window
 from data_modules.preparation.caching import Cache, Mode, cache_mode
-from data_modules.preparation.labels import Labels, check_labels, chosen_labels
+from data_modules.preparation.labels import Labels, check_labels, chosen_labels, renamed
+from data_modules.preparation.pairs import PairList
 from data_modules.preparation.slices import Plane, SlicePairs, Slicing
 from data_modules.preparation.subjects import Subjects
 from data_modules.preparation.transforms import Normalise
-from dio_lightning.fields import on_one_grid
-from dio_lightning.findings import Finding, Report
+from dio_lightning.findings import Report
 
 STAGES: dict[str | None, list[Split]] = {
     "fit": ["train", "val"],
@@ -110,19 +111,11 @@ class VolumePairs(PairDataModule):
         common_grid: bool = True,
     ) -> None:
         super().__init__(batch_size, num_workers, steps_per_epoch, seed)
-        if clip is not None and not clip[0] < clip[1]:
-            raise ValueError(f"clip is {clip}, expected a least value below the largest")
-        if normalise == "window" and clip is None:
-            raise ValueError("normalise='window' needs clip, expected two intensities such as (-1000, 500)")
         check_labels(labels)
+        check_window(normalise, clip)
+        check_cuts(plane, slices, every, crop, flips)
         if min_voxels < 0:
             raise ValueError(f"min_voxels is {min_voxels}, expected an integer of at least 0")
-        if (crop is not None and min(crop) < 1) or (flips and not {*flips} <= {0, 1, 2}):
-            raise ValueError(f"crop is {crop} and flips {flips}, expected sizes of at least 1 and axes among 0, 1, 2")
-        if plane is None and (slices is not None or every != 1):
-            raise ValueError(f"slices is {slices} and every {every}, expected a plane with them")
-        if plane is not None and (2 in flips or len(crop or ()) > 2):
-            raise ValueError(f"crop is {crop} and flips {flips}, expected the two axes of a slice, 0 and 1")
         if plane is not None and not common_grid:
             raise ValueError("plane cuts slices at equal index, expected common_grid to be true with it")
         self.slicing = Slicing(plane, slices, every) if plane is not None else None
@@ -135,6 +128,7 @@ class VolumePairs(PairDataModule):
         self.normalise: Normalise = normalise
         self.clip = clip
         self.labels: Labels = labels
+        self._told: set[str] = set()
 
     @cached_property
     def subjects(self) -> Subjects:
@@ -202,19 +196,13 @@ class VolumePairs(PairDataModule):
         splits, found = STAGES[stage], Findings()
         for split in splits:
             self.pairs(split)
-            check_kinds(self.layout, split, found)
         if "train" in splits:
             self.augmentations()  # what labels lack is said before the long work
         progress = self.trainer is None or self.trainer.is_global_zero
-        cases = list(dict.fromkeys(case for split in splits for case in self.layout.split_cases(split)))
-        headers = check_headers(cases, self.asked, found, progress)
-        pairs = tied(self.layout, splits, headers)
-        check_pairs(pairs, headers, self.asked, found)
+        pairs = check_stage(self.layout, splits, self.asked, found, progress)
         found.stop()
         if self.slicing is not None:
-            self.slicing.check(cases)
-        check_copies(file_digests(case.image for case in self.layout.every_case), self.layout, found)
-        found.stop()
+            self.slicing.check(unique_cases(pairs))
         if self.cache != "none":
             self.subjects.fill(pairs, found, progress)
             check_copies(self.subjects.digests, self.layout, found)
@@ -229,11 +217,13 @@ class VolumePairs(PairDataModule):
             )
 
     def _tell(self, found: Findings) -> None:
-        """Warnings, and how the splits came about."""
-        for sentence in self._listed[1].sentences("note"):
-            rank_zero_info(sentence)
-        for sentence in [*self._listed[1].sentences("warning"), *found.sentences("warning")]:
-            rank_zero_warn(sentence)
+        """Warnings, and how the splits came about, once each."""
+        listed = self._listed[1]
+        warnings = [*listed.sentences("warning"), *found.sentences("warning")]
+        for tell, sentences in ((rank_zero_info, listed.sentences("note")), (rank_zero_warn, warnings)):
+            for sentence in [sentence for sentence in sentences if sentence not in self._told]:
+                tell(sentence)
+                self._told.add(sentence)
 
     def check(self) -> Report:
         """Reads every case once and says what is wrong with which file, without stopping at the first problem."""
@@ -244,14 +234,13 @@ class VolumePairs(PairDataModule):
         except (ValueError, FileNotFoundError) as error:
             if not self.root.is_dir():
                 raise
-            lines = [line.removeprefix(f"{self.root} ") for line in str(error).splitlines()]
-            return Report(title, findings=[Finding("error", (str(self.root),), line) for line in lines])
+            return unreadable(title, self.root, str(error))
         return look_at(title, self.root, layout, asked, conformed, found, sys.stderr.isatty())
 
     def dataset(self, split: Split) -> Dataset:
         """Pairs of a split, or their slices; those of training are augmented."""
         listed = self.pairs(split)
-        pairs: Dataset = _PairList(self.subjects, listed, common=self.common_grid or split == "train")
+        pairs: Dataset = PairList(self.subjects, listed, common=self.common_grid or split == "train")
         if self.slicing is not None:
             axis, indices = self.slicing.cuts(listed[0][0], training=split == "train")
             pairs = SlicePairs(pairs, axis, indices)
@@ -278,10 +267,7 @@ class VolumePairs(PairDataModule):
         if split == "train" and not listed:
             listed = list(pairwise(layout.cases) if self.pairing == "ordered" else permutations(layout.cases, 2))
         if not listed:
-            raise ValueError(
-                f"{self.root} has no {split} pairs, expected them in its dataset JSON or at least two images in "
-                "imagesTr that are in no other pair"
-            )
+            raise ValueError(f"{self.source} has no {split} pairs, expected them listed or at least two free images")
         return listed
 
     def pairs_per_epoch(self) -> int:
@@ -302,9 +288,7 @@ class VolumePairs(PairDataModule):
         """Names by label as it is here, background included; empty if the data set gives none."""
         names, kept = self.layout.label_names, self.subjects.kept
         if self.chosen is not None:
-            # of labels that are merged, the first one names all
-            chosen = {number: names[label] for label, number in reversed(self.chosen.items()) if label in names}
-            names = {k: v for k, v in names.items() if k == 0} | dict(sorted(chosen.items()))
+            names = renamed(names, self.chosen)
         return {k: v for k, v in names.items() if kept is None or k in (0, *kept)}
 
     @property
@@ -312,27 +296,4 @@ class VolumePairs(PairDataModule):
         """Dimensions of the first case; 2 for slices."""
         if self.slicing is not None:
             return 2
-        cases = self.layout.every_case
-        if not cases:
-            raise ValueError(f"{self.root} has no images, expected some in its dataset JSON or in imagesTr")
-        found = Findings()
-        header = usable_header(cases[0].image, "the image of a case", found)
-        found.stop()
-        assert header is not None
-        return header.dimension
-
-
-class _PairList(Dataset):
-    """Pairs made of subjects, on demand; with `common` the moving image is brought to the fixed grid."""
-
-    def __init__(self, subjects: Subjects, pairs: Sequence[CasePair], common: bool) -> None:
-        self.subjects, self.pairs, self.common = subjects, pairs, common
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.subjects.pair(*self.pairs[index])
-        if not self.common or "moving_affine" not in sample:
-            return sample
-        return {key: cast(Sequence, value)[0] for key, value in on_one_grid(collate([sample])).items()}
+        return dimension_of(self.layout.every_case[0])

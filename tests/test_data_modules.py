@@ -171,9 +171,7 @@ def test_missing_keys_are_filled_from_file_names(brains: Path) -> None:
 def test_a_tiny_folder_validates_on_its_training_pairs(tmp_path: Path) -> None:
     write_case(tmp_path, "Mini_0001_0000")
     write_case(tmp_path, "Mini_0001_0001")
-    with pytest.warns(
-        UserWarning, match="has the same pairs for training, validation and test: scores are"
-    ):
+    with pytest.warns(UserWarning, match="has the same pairs for training, validation and test: scores are"):
         module = ready(tmp_path)
     assert ids(module.val_dataloader()) == ids(module.train_dataloader())
 

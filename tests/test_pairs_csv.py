@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from data_modules import PairsCSV
-from data_modules.sources.pairs_csv import distinct_names
+from data_modules.sources.tables import distinct_names
 
 HEADER = "fixed,moving,fixed_label,moving_label,fixed_mask,moving_mask,fixed_points,moving_points,split"
 

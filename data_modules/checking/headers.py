@@ -96,6 +96,19 @@ def usable_header(path: Path, what: str, found: Findings) -> Header | None:
     return None
 
 
+def dimension_of(case: Case) -> int:
+    """Number of axes of a case's image.
+
+    Raises:
+        FileNotFoundError, ValueError: if its header cannot be used.
+    """
+    found = Findings()
+    header = usable_header(case.image, "the image of a case", found)
+    found.stop()
+    assert header is not None
+    return header.dimension
+
+
 def check_pairs(pairs: Iterable[CasePair], headers: dict[Case, CaseHeaders], asked: Asked, found: Findings) -> None:
     """The two images of a pair have equally many axes and landmarks, and lie on one grid or at least overlap."""
     seen: set[frozenset[Case]] = set()

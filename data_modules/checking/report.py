@@ -6,13 +6,13 @@ from pathlib import Path
 
 from data_modules.checking.facts import Facts, facts_of
 from data_modules.checking.findings import Findings, watched
-from data_modules.checking.headers import Asked, CaseHeaders, case_headers, check_pairs
+from data_modules.checking.headers import Asked, CaseHeaders, case_headers, check_headers, check_pairs
 from data_modules.checking.sets import check_chosen, geometry, label_sets, most, ranges
-from data_modules.checking.splits import check_copies, check_kinds
+from data_modules.checking.splits import check_copies, check_kinds, file_digests
 from data_modules.checking.volumes import case_volumes, check_beside
 from data_modules.layout import Case, CasePair, Layout
 from dio_lightning.errors import times
-from dio_lightning.findings import Report, merged
+from dio_lightning.findings import Finding, Report, merged
 
 SPLITS = ("train", "val", "test")
 
@@ -60,6 +60,26 @@ def look_at(
     scored = [split for split in ("val", "test") if parts[split] and (split == "val" or layout.test != layout.val)]
     cases = [known.as_json() for known in everything]
     return Report(title, columns, cases, merged(found.relative_to(root)), tuple(scored))
+
+
+def check_stage(
+    layout: Layout, splits: Sequence[str], asked: Asked, found: Findings, progress: bool = True
+) -> list[CasePair]:
+    """What can be told of some splits without reading volumes; the pairs that tie their cases together."""
+    for split in splits:
+        check_kinds(layout, split, found)
+    cases = list(dict.fromkeys(case for split in splits for case in layout.split_cases(split)))
+    headers = check_headers(cases, asked, found, progress)
+    pairs = tied(layout, splits, headers)
+    check_pairs(pairs, headers, asked, found)
+    check_copies(file_digests(case.image for case in layout.every_case), layout, found)
+    return pairs
+
+
+def unreadable(title: str, root: Path, message: str) -> Report:
+    """The report on a data set whose lists cannot be read: an error for every line of the message."""
+    lines = [line.removeprefix(f"{root} ") for line in message.splitlines()]
+    return Report(title, findings=[Finding("error", (str(root),), line) for line in lines])
 
 
 def tied(layout: Layout, splits: Iterable[str], headers: dict[Case, CaseHeaders]) -> list[CasePair]:

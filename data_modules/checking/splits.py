@@ -15,6 +15,8 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 def check_layout(source: Path, layout: Layout, found: Findings) -> None:
     """One image for one id, and nobody in two splits; `source` is the folder or file that lists them."""
+    if not layout.every_case:
+        found.error(source, "has no images, expected at least two")
     names: dict[str, Path] = {}
     for case in dict.fromkeys([*layout.cases, *layout.every_case]):
         if (other := names.setdefault(case.id, case.image)) != case.image:

@@ -54,6 +54,12 @@ def chosen_labels(labels: Labels, names: Mapping[int, str]) -> dict[int, int] | 
     return chosen
 
 
+def renamed(names: Mapping[int, str], chosen: Mapping[int, int]) -> dict[int, str]:
+    """Names by the numbers that labels get, background included; of labels that are merged, the first one names all."""
+    found = {number: names[label] for label, number in reversed(list(chosen.items())) if label in names}
+    return {label: name for label, name in names.items() if label == 0} | dict(sorted(found.items()))
+
+
 def _number(entry: int | str) -> int | None:
     text = str(entry).strip()
     return int(text) if text.lstrip("-").isdigit() else None

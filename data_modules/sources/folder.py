@@ -39,7 +39,7 @@ def read_layout(root: Path, json_name: str | None = None, test_split: str = TEST
             )
     if val:
         return Layout(free, train, val, test or val, folder.label_names)
-    return _divided(Layout(free, train, [], test, folder.label_names))
+    return divided(Layout(free, train, [], test, folder.label_names))
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _divided(layout: Layout) -> Layout:
+def divided(layout: Layout) -> Layout:
     """The layout with test pairs, where it has none, and validation pairs of cases that are in no other split.
 
     From the end, a tenth of the pairs (at least one) or of the cases (at least two, in consecutive pairs) each. A
