@@ -112,7 +112,7 @@ class Header:
         proxy, name = self.image.dataobj, self.image.file_map["image"].filename
         if not isinstance(proxy, ArrayProxy) or name is None:
             return None
-        wanted = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
+        wanted = int(proxy.offset) + math.prod(map(int, proxy.shape)) * proxy.dtype.itemsize
         size, packed = Path(name).stat().st_size, Path(name).suffix in (".gz", ".mgz")
         if packed and size >= 4:
             with open(name, "rb") as file:
