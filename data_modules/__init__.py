@@ -7,6 +7,17 @@ from data_modules.sources.neurite import NeuriteOASIS
 from data_modules.sources.nlst import NLST
 from data_modules.sources.oasis import OASIS
 from data_modules.sources.pairs_csv import PairsCSV
+from data_modules.sources.subjects_csv import SubjectsCSV
 from data_modules.sources.synthetic import SyntheticPairs
 
-__all__ = ["NLST", "OASIS", "Klein", "Learn2Reg", "NeuriteOASIS", "PairDataModule", "PairsCSV", "SyntheticPairs"]
+__all__ = [
+    "NLST",
+    "OASIS",
+    "Klein",
+    "Learn2Reg",
+    "NeuriteOASIS",
+    "PairDataModule",
+    "PairsCSV",
+    "SubjectsCSV",
+    "SyntheticPairs",
+]

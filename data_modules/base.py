@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from dio_lightning.pair import Pair
 
 Split = Literal["train", "val", "test"]
+FILES = ("fixed_file", "moving_file")
+"""Keys of a sample that name the files of its images."""
 Sample = dict[str, Any]
 """One pair as in `Pair`, without the batch axis; ids are strings."""
 
@@ -96,9 +98,14 @@ class PairDataModule(LightningDataModule):
         raise NotImplementedError
 
     def pair_ids(self, split: Split) -> list[tuple[str, str]]:
-        """fixed_id and moving_id of every pair of `dataset`; where they are known without reading images, override."""
-        dataset = self.dataset(split)
-        samples = (dataset[index] for index in range(len(cast(Sequence, dataset))))
+        """fixed_id and moving_id of every pair of a split, the same in every process.
+
+        A data set that has `ids()` knows them without reading images; of any other one, every sample is read.
+        """
+        dataset: Any = self.dataset(split)
+        if hasattr(dataset, "ids"):
+            return dataset.ids()
+        samples = (dataset[index] for index in range(len(dataset)))
         return [(sample["fixed_id"], sample["moving_id"]) for sample in samples]
 
     def pairs_per_epoch(self) -> int:

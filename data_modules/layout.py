@@ -1,9 +1,10 @@
-"""Which files belong to a case, which cases make a pair, and what must hold of the lists of both."""
+"""Which files belong to a case, and which cases make a pair."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from dio_lightning.headers import stem
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,18 @@ class Case:
     @property
     def id(self) -> str:
         """The name, or the file name of the image without its extension."""
-        return self.name or self.image.name.removesuffix(".gz").removesuffix(".nii")
+        return self.name or stem(self.image.name)
 
     @property
     def volumes(self) -> dict[str, Path]:
         """The files on a grid: image, label, mask."""
         named = {"image": self.image, "label": self.label, "mask": self.mask}
         return {kind: path for kind, path in named.items() if path is not None}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Every file, by kind."""
+        return self.volumes | ({"keypoints": self.keypoints} if self.keypoints else {})
 
 
 CasePair = tuple[Case, Case]
@@ -37,36 +43,44 @@ CasePair = tuple[Case, Case]
 
 @dataclass(frozen=True)
 class Layout:
-    """Training cases (used where no training pairs are listed), pairs of every split, names of the labels."""
+    """Training cases (used where no training pairs are listed), pairs of every split, names of the labels.
+
+    `remarks` are sentences about how the splits came about, without their subject, which is the folder or table. With
+    `one_set` the pairs of all splits are one set because the user said so. `one_sided` names what fixed or moving
+    images alone have: label, mask.
+    """
 
     cases: list[Case]
     train: list[CasePair]
     val: list[CasePair]
     test: list[CasePair]
     label_names: dict[int, str]
+    remarks: tuple[str, ...] = ()
+    one_set: bool = False
+    one_sided: frozenset[str] = frozenset()
 
-    def checked(self, source: Path) -> "Layout":
-        """The layout itself, if no two images share an id and no image is both trained on and held out.
+    def pairs(self, split: str) -> list[CasePair]:
+        """The pairs that are listed for `train`, `val` or `test`."""
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
 
-        Training pairs that are the validation pairs, all of them, are on purpose and give a warning.
+    def split_cases(self, split: str) -> list[Case]:
+        """The cases of a split; for training those that are drawn from, where no pairs are listed."""
+        listed = unique_cases(self.pairs(split))
+        return listed or (list(self.cases) if split == "train" else [])
 
-        Raises:
-            ValueError: naming the images and the source, the folder or file that lists them.
-        """
-        found: dict[str, Path] = {}
-        for case in [*self.cases, *(case for pair in [*self.train, *self.val, *self.test] for case in pair)]:
-            if found.setdefault(case.id, case.image) != case.image:
-                raise ValueError(f"{case.image} and {found[case.id]} are both {case.id}, expected one image for one id")
-        trained = {case.image for pair in self.train for case in pair}
-        for split, pairs in [("validation", self.val), ("test", self.test)]:
-            shared = sorted({case.image for pair in pairs for case in pair} & trained)
-            if shared and set(self.train) != set(pairs):
-                raise ValueError(
-                    f"{source} leaks: {shared[0]} is in a training pair and in a {split} pair, expected it in one"
-                )
-            if shared and split == "validation":
-                warnings.warn(f"{source} has the same pairs for training and {split}", stacklevel=3)
-        return self
+    def images(self, split: str) -> set[Path]:
+        """The images of a split."""
+        return {case.image for case in self.split_cases(split)}
+
+    @property
+    def every_case(self) -> list[Case]:
+        """The cases of all splits, each once."""
+        return list(dict.fromkeys(case for split in ("train", "val", "test") for case in self.split_cases(split)))
+
+
+def unique_cases(pairs: Iterable[CasePair], more: Iterable[Case] = ()) -> list[Case]:
+    """The cases of the pairs, each once, in order of appearance; then others."""
+    return list(dict.fromkeys([*(case for pair in pairs for case in pair), *more]))
 
 
 def without(cases: Iterable[Case], pairs: Iterable[CasePair]) -> list[Case]:

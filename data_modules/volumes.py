@@ -1,25 +1,31 @@
 """Pairs of volumes that lie in files: what every data set on disk shares, whatever its layout."""
 
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise, permutations
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from monai.transforms.transform import Transform
 from torch.utils.data import Dataset
 
 from data_modules.augment import Augmentation, Augmented, Crop, Flip
-from data_modules.base import PairDataModule, Sample, Split, collate
-from data_modules.checking.checks import check_files, check_kinds, spatial_dims, unique_cases
-from data_modules.checking.report import check_module
-from data_modules.layout import CasePair, Layout
+from data_modules.base import PairDataModule, Split
+from data_modules.checking.findings import Findings
+from data_modules.checking.headers import Asked, dimension_of
+from data_modules.checking.report import check_stage, look_at, unreadable
+from data_modules.checking.sets import check_chosen
+from data_modules.checking.splits import check_copies, check_layout
+from data_modules.layout import CasePair, Layout, unique_cases
+from data_modules.options import check_cuts, check_window
 from data_modules.preparation.caching import Cache, Mode, cache_mode
-from data_modules.preparation.slices import Plane, SlicePairs, Slicing, slice_id
+from data_modules.preparation.labels import Labels, check_labels, chosen_labels, renamed
+from data_modules.preparation.pairs import PairList
+from data_modules.preparation.slices import Plane, SlicePairs, Slicing
 from data_modules.preparation.subjects import Subjects
 from data_modules.preparation.transforms import Normalise
-from dio_lightning.fields import on_one_grid
 from dio_lightning.findings import Report
 
 STAGES: dict[str | None, list[Split]] = {
@@ -59,7 +65,8 @@ class VolumePairs(PairDataModule):
         cache_dir: Folder of the disk cache; what is in it may be deleted at any time. Default: dio-lightning in
             $XDG_CACHE_HOME or ~/.cache.
         seed: Of the order of the training pairs.
-        labels: The labels kept, with their numbers; others become background.
+        labels: The labels kept, by number or by the data set's name: `all`, one, a list, or a mapping of each to the
+            number that it gets, as for labels above 32767 or to merge some. Others become background.
         min_voxels: Labels with fewer voxels than this in any validation or test case become background, as VoxelMorph
             did with 100 (Balakrishnan et al., IEEE TMI 38, 2019). Every stage then reads all labels of both splits.
         mask_images: Images are 0 outside of their mask, once normalised.
@@ -92,7 +99,7 @@ class VolumePairs(PairDataModule):
         cache: Cache = True,
         cache_dir: str | None = None,
         seed: int = 0,
-        labels: Literal["all"] | list[int] = "all",
+        labels: Labels = "all",
         min_voxels: int = 0,
         mask_images: bool = False,
         crop: Sequence[int] | None = None,
@@ -104,20 +111,11 @@ class VolumePairs(PairDataModule):
         common_grid: bool = True,
     ) -> None:
         super().__init__(batch_size, num_workers, steps_per_epoch, seed)
-        if clip is not None and not clip[0] < clip[1]:
-            raise ValueError(f"clip is {clip}, expected a least value below the largest")
-        if normalise == "window" and clip is None:
-            raise ValueError("normalise='window' needs clip, expected two intensities such as (-1000, 500)")
-        if labels != "all" and (not labels or min(labels) < 1):
-            raise ValueError(f"labels is {labels}, expected 'all' or a list of labels of at least 1")
+        check_labels(labels)
+        check_window(normalise, clip)
+        check_cuts(plane, slices, every, crop, flips)
         if min_voxels < 0:
             raise ValueError(f"min_voxels is {min_voxels}, expected an integer of at least 0")
-        if (crop is not None and min(crop) < 1) or (flips and not {*flips} <= {0, 1, 2}):
-            raise ValueError(f"crop is {crop} and flips {flips}, expected sizes of at least 1 and axes among 0, 1, 2")
-        if plane is None and (slices is not None or every != 1):
-            raise ValueError(f"slices is {slices} and every {every}, expected a plane with them")
-        if plane is not None and (2 in flips or len(crop or ()) > 2):
-            raise ValueError(f"crop is {crop} and flips {flips}, expected the two axes of a slice, 0 and 1")
         if plane is not None and not common_grid:
             raise ValueError("plane cuts slices at equal index, expected common_grid to be true with it")
         self.slicing = Slicing(plane, slices, every) if plane is not None else None
@@ -129,22 +127,27 @@ class VolumePairs(PairDataModule):
         self.min_voxels, self.mask_images = min_voxels, mask_images
         self.normalise: Normalise = normalise
         self.clip = clip
-        self.labels: Sequence[int] | None = None if labels == "all" else list(labels)
+        self.labels: Labels = labels
+        self._told: set[str] = set()
 
     @cached_property
     def subjects(self) -> Subjects:
         """Reads cases, once each."""
-        return Subjects(
-            self.normalise,
-            self.clip,
-            self.labels,
-            self.cache,
-            self.cache_dir,
-            self.mask_images,
-            self.preparation(),
-            self.common_grid,
-            self.root.name,
-        )
+        return Subjects(self.asked, self.cache, self.cache_dir, self.preparation(), self.root.name)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """What must hold of the files."""
+        return Asked(self.common_grid, self.normalise, self.clip, self.chosen, self.mask_images)
+
+    @cached_property
+    def chosen(self) -> dict[int, int] | None:
+        """Labels of the files that are kept, with the number that each gets; None keeps all.
+
+        Raises:
+            ValueError: if the data set has no such label.
+        """
+        return chosen_labels(self.labels, self.layout.label_names)
 
     def preparation(self) -> Sequence[Transform]:
         """MONAI's dictionary transforms of a case's image, label and mask, before intensities are normalised.
@@ -153,14 +156,27 @@ class VolumePairs(PairDataModule):
         """
         return ()
 
-    def check_headers(self, pairs: Sequence[CasePair], progress: bool) -> None:
-        """What can be told without reading volumes; see `check_files`."""
-        check_files(pairs, progress, self.common_grid)
+    @property
+    def layout(self) -> Layout:
+        """Cases and pairs, read once.
+
+        Raises:
+            FileNotFoundError, ValueError: if they are not as expected.
+        """
+        layout, found = self._listed
+        found.stop()
+        return layout
 
     @cached_property
-    def layout(self) -> Layout:
-        """Cases and pairs, read once."""
-        return self.read_layout()
+    def _listed(self) -> tuple[Layout, Findings]:
+        layout, found = self.read_layout(), Findings()
+        check_layout(self.source, layout, found)
+        return layout, found
+
+    @property
+    def source(self) -> Path:
+        """The folder or file that says which cases there are."""
+        return self.root
 
     def read_layout(self) -> Layout:
         """Which files belong to a case, and which cases make a pair.
@@ -177,21 +193,22 @@ class VolumePairs(PairDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Checks every case of the stage and reads it into the cache."""
-        pairs: list[CasePair] = []
-        for split in STAGES[stage]:
-            if split == "train":
-                self.augmentations()  # what labels lack is said before the long work
-            drawn = split == "train" and not self.layout.train
-            # of the quadratically many candidates, those with the first case tie all grids together
-            part = [(self.layout.cases[0], case) for case in self.layout.cases[1:]] if drawn else self.pairs(split)
-            pairs += part or self.pairs(split)
-            check_kinds(part)
+        splits, found = STAGES[stage], Findings()
+        for split in splits:
+            self.pairs(split)
+        if "train" in splits:
+            self.augmentations()  # what labels lack is said before the long work
         progress = self.trainer is None or self.trainer.is_global_zero
-        self.check_headers(pairs, progress)
+        pairs = check_stage(self.layout, splits, self.asked, found, progress)
+        found.stop()
         if self.slicing is not None:
             self.slicing.check(unique_cases(pairs))
         if self.cache != "none":
-            self.subjects.fill(pairs, progress)
+            self.subjects.fill(pairs, found, progress)
+            check_copies(self.subjects.digests, self.layout, found)
+            check_chosen(self.root, self.chosen, self.subjects.present, found)
+        found.stop()
+        self._tell(found)
         if self.min_voxels:
             held = unique_cases([*self.layout.val, *self.layout.test])
             dropped = self.subjects.keep_large(held, self.min_voxels, progress)
@@ -199,27 +216,36 @@ class VolumePairs(PairDataModule):
                 f"{self.root.name}: labels {dropped} are background, with fewer than {self.min_voxels} voxels"
             )
 
+    def _tell(self, found: Findings) -> None:
+        """Warnings, and how the splits came about, once each."""
+        listed = self._listed[1]
+        warnings = [*listed.sentences("warning"), *found.sentences("warning")]
+        for tell, sentences in ((rank_zero_info, listed.sentences("note")), (rank_zero_warn, warnings)):
+            for sentence in [sentence for sentence in sentences if sentence not in self._told]:
+                tell(sentence)
+                self._told.add(sentence)
+
     def check(self) -> Report:
         """Reads every case once and says what is wrong with which file, without stopping at the first problem."""
-        return check_module(self)
+        title = type(self).__name__
+        try:
+            layout, found = self._listed
+            conformed, asked = bool(self.preparation()), self.asked
+        except (ValueError, FileNotFoundError) as error:
+            if not self.root.is_dir():
+                raise
+            return unreadable(title, self.root, str(error))
+        return look_at(title, self.root, layout, asked, conformed, found, sys.stderr.isatty())
 
     def dataset(self, split: Split) -> Dataset:
         """Pairs of a split, or their slices; those of training are augmented."""
         listed = self.pairs(split)
-        pairs: Dataset = _PairList(self.subjects, listed, common=self.common_grid or split == "train")
+        pairs: Dataset = PairList(self.subjects, listed, common=self.common_grid or split == "train")
         if self.slicing is not None:
             axis, indices = self.slicing.cuts(listed[0][0], training=split == "train")
             pairs = SlicePairs(pairs, axis, indices)
         steps = self.augmentations() if split == "train" else []
         return Augmented(pairs, steps) if steps else pairs
-
-    def pair_ids(self, split: Split) -> list[tuple[str, str]]:
-        """fixed_id and moving_id of every pair or slice of `dataset`, out of the layout alone."""
-        listed = self.pairs(split)
-        if self.slicing is None:
-            return [(fixed.id, moving.id) for fixed, moving in listed]
-        indices = self.slicing.cuts(listed[0][0], training=split == "train")[1]
-        return [(slice_id(fixed.id, i), slice_id(moving.id, i)) for fixed, moving in listed for i in indices]
 
     def augmentations(self) -> list[Augmentation]:
         """What is done to a training pair, in order.
@@ -237,14 +263,11 @@ class VolumePairs(PairDataModule):
             ValueError: if the folder has none.
         """
         layout = self.layout
-        listed = {"train": layout.train, "val": layout.val, "test": layout.test}[split]
+        listed = layout.pairs(split)
         if split == "train" and not listed:
             listed = list(pairwise(layout.cases) if self.pairing == "ordered" else permutations(layout.cases, 2))
         if not listed:
-            raise ValueError(
-                f"{self.root} has no {split} pairs, expected them in its dataset JSON or at least two images in "
-                "imagesTr that are in no other pair"
-            )
+            raise ValueError(f"{self.source} has no {split} pairs, expected them listed or at least two free images")
         return listed
 
     def pairs_per_epoch(self) -> int:
@@ -255,15 +278,17 @@ class VolumePairs(PairDataModule):
     @property
     def num_labels(self) -> int:
         """The largest label kept: of `labels`, of the JSON's names, or of the cases read so far; 0 without labels."""
-        kept = self.subjects.kept or self.labels
-        if kept is not None:
+        kept = self.subjects.kept or (self.chosen and self.chosen.values())
+        if kept:
             return max(kept)
         return max([*self.layout.label_names, self.subjects.largest_label, 0])
 
     @property
     def label_names(self) -> dict[int, str]:
-        """Names by label from the JSON, background included; empty if it has none."""
-        names, kept = self.layout.label_names, self.subjects.kept or self.labels
+        """Names by label as it is here, background included; empty if the data set gives none."""
+        names, kept = self.layout.label_names, self.subjects.kept
+        if self.chosen is not None:
+            names = renamed(names, self.chosen)
         return {k: v for k, v in names.items() if kept is None or k in (0, *kept)}
 
     @property
@@ -271,24 +296,4 @@ class VolumePairs(PairDataModule):
         """Dimensions of the first case; 2 for slices."""
         if self.slicing is not None:
             return 2
-        layout = self.layout
-        cases = layout.cases or unique_cases([*layout.train, *layout.val, *layout.test])
-        if not cases:
-            raise ValueError(f"{self.root} has no images, expected some in its dataset JSON or in imagesTr")
-        return spatial_dims(cases[0])
-
-
-class _PairList(Dataset):
-    """Pairs made of subjects, on demand; with `common` the moving image is brought to the fixed grid."""
-
-    def __init__(self, subjects: Subjects, pairs: Sequence[CasePair], common: bool) -> None:
-        self.subjects, self.pairs, self.common = subjects, pairs, common
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Sample:
-        sample = self.subjects.pair(*self.pairs[index])
-        if not self.common or "moving_affine" not in sample:
-            return sample
-        return {key: cast(Sequence, value)[0] for key, value in on_one_grid(collate([sample])).items()}
+        return dimension_of(self.layout.every_case[0])

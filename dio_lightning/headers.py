@@ -112,7 +112,7 @@ class Header:
         proxy, name = self.image.dataobj, self.image.file_map["image"].filename
         if not isinstance(proxy, ArrayProxy) or name is None:
             return None
-        wanted = proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize
+        wanted = int(proxy.offset) + math.prod(map(int, proxy.shape)) * proxy.dtype.itemsize
         size, packed = Path(name).stat().st_size, Path(name).suffix in (".gz", ".mgz")
         if packed and size >= 4:
             with open(name, "rb") as file:
@@ -238,4 +238,4 @@ def _scale(image: SpatialImage) -> tuple[float, float]:
 def _why(error: BaseException, path: Path) -> str:
     """The sentence for a file that nibabel refuses."""
     text = str(error).replace(str(path), path.name).splitlines()
-    return f"cannot be read ({text[0] if text else type(error).__name__}), expected a whole NIfTI, MGH or Analyze file"
+    return f"cannot be read ({text[0] if text else type(error).__name__}), expected a NIfTI, MGH or Analyze file"

@@ -19,7 +19,7 @@ def write(path: Path, data: np.ndarray, affine: np.ndarray = AFFINE) -> None:
 
 def write_case(root: Path, name: str, points: int = 0, shape: tuple[int, ...] = SHAPE, folder: str = "Tr") -> None:
     """Image, label with 0 to 3, full mask and, if asked for, landmarks, drawn from the name."""
-    rng = np.random.default_rng(sum(name.encode()))
+    rng = np.random.default_rng([*name.encode()])
     write(root / f"images{folder}/{name}.nii.gz", rng.integers(0, 200, shape).astype(np.uint8))
     write(root / f"labels{folder}/{name}.nii.gz", rng.integers(0, 4, shape).astype(np.uint8))
     write(root / f"masks{folder}/{name}.nii.gz", np.ones(shape, np.uint8))

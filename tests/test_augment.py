@@ -347,7 +347,8 @@ def folder(tmp_path):
         (tmp_path / kind).mkdir()
     label = brain(3, 0)["fixed_label"][0].numpy().astype(np.uint8)
     for i in range(4):
-        for kind, values in (("imagesTr", 40 * label), ("labelsTr", label)):
+        grain = np.random.default_rng(i).integers(0, 20, label.shape).astype(np.uint8)
+        for kind, values in (("imagesTr", 40 * label + grain), ("labelsTr", label)):
             nib.save(nib.Nifti1Image(values, np.diag([-1.0, 1, 1, 1])), tmp_path / kind / f"toy_{i}_0000.nii.gz")
     names = {str(k): v for k, v in NAMES.items()}
     (tmp_path / "toy_dataset.json").write_text(json.dumps({"pairings": "unpaired", "labels": names}))

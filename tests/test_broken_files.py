@@ -10,8 +10,9 @@ import pytest
 from miniature import SHAPE, change_json, image, listed, nlst, oasis, write, write_points
 
 from data_modules import NLST, OASIS, Learn2Reg
-from data_modules.checking.checks import check_files
-from data_modules.layout import Case
+from data_modules.checking.findings import Findings
+from data_modules.checking.headers import Asked, check_headers, check_pairs
+from data_modules.layout import Case, unique_cases
 
 BRAIN, LABEL, MASK = (f"{kind}Tr/OASIS_0005_0000.nii.gz" for kind in ("images", "labels", "masks"))
 LUNG, POINTS = "imagesTr/NLST_0101_0001.nii.gz", "keypointsTr/NLST_0101_0001.csv"
@@ -31,6 +32,13 @@ def value(root: Path, name: str, number: float) -> None:
 
 def entries(root: Path, task: str, key: str) -> list[dict[str, str]]:
     return json.loads((root / f"{task}_dataset.json").read_text())[key]
+
+
+def check_files(pairs: list[tuple[Case, Case]]) -> None:
+    found = Findings()
+    headers = check_headers(unique_cases(pairs), Asked(), found)
+    check_pairs(pairs, headers, Asked(), found)
+    found.stop()
 
 
 def unlist(root: Path, task: str, key: str, which: str) -> None:
@@ -79,7 +87,7 @@ BROKEN: dict[str, tuple[type[Learn2Reg], Callable[[Path], object], list[str]]] =
     "image half": (OASIS, lambda root: cut(root, BRAIN), [BRAIN, "is cut off (", "expected all 8x9x10 voxels"]),
     "label half": (OASIS, lambda root: cut(root, LABEL), [LABEL, "cannot be read (", "expected a NIfTI"]),
     "mask in its header": (OASIS, lambda root: cut(root, MASK, 0.3), [MASK, "cannot be read (", "expected a NIfTI"]),
-    "image empty": (OASIS, lambda root: cut(root, BRAIN, 0), [BRAIN, "cannot be read (", "expected a NIfTI file"]),
+    "image empty": (OASIS, lambda root: cut(root, BRAIN, 0), [BRAIN, "cannot be read (", "expected a NIfTI"]),
     "landmarks half": (
         NLST,
         lambda root: (root / POINTS).write_text((root / POINTS).read_text()[:44]),
@@ -113,7 +121,7 @@ BROKEN: dict[str, tuple[type[Learn2Reg], Callable[[Path], object], list[str]]] =
     "landmark count": (
         NLST,
         lambda root: write_points(root, Path(POINTS).stem, np.ones((4, 3))),
-        [POINTS, "has 4 landmarks, expected 5 as in NLST_0101_0000.csv of the same pair"],
+        [POINTS, "has 4 landmarks, expected 5 as in", "NLST_0101_0000.csv, with which it is paired"],
     ),
     "landmark header": (
         NLST,
@@ -123,7 +131,7 @@ BROKEN: dict[str, tuple[type[Learn2Reg], Callable[[Path], object], list[str]]] =
     "landmark outside": (
         NLST,
         lambda root: write_points(root, Path(POINTS).stem, np.full((5, 3), 8.5)),
-        [POINTS, "row 1 is (8.5, 8.5, 8.5), expected voxels inside a grid of 8x9x10"],
+        [POINTS, "has 5 of 5 landmarks outside of the image of 8x9x10 voxels, the first in row 1: (8.5, 8.5, 8.5)"],
     ),
     "landmark columns": (
         NLST,
@@ -229,7 +237,7 @@ def test_a_split_that_is_asked_for_must_be_there(tmp_path: Path, preset: type[Le
 def test_pairs_that_are_trained_and_validated_on_purpose_give_a_warning(tmp_path: Path) -> None:
     nlst(tmp_path)
     change_json(tmp_path, "NLST", training_paired_images=entries(tmp_path, "NLST", "registration_val"))
-    with pytest.warns(UserWarning, match="has the same pairs for training and validation"):
+    with pytest.warns(UserWarning, match="has the same pairs for training, validation and test"):
         Learn2Reg(str(tmp_path)).setup()
 
 

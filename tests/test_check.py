@@ -101,7 +101,8 @@ def test_healthy_brains_pass_with_their_initial_dice(brains: Path, capsys: pytes
 def test_healthy_lungs_pass_with_their_initial_error(lungs: Path, capsys: pytest.CaptureFixture) -> None:
     window = ("--data.normalise", "window", "--data.clip", "[-1000, 500]", "--json", lungs / "report.json")
     code, text = learn2reg(capsys, lungs, *window)
-    assert code == 0 and text.splitlines()[-1] == "0 errors, 0 warnings"
+    assert code == 0 and text.splitlines()[-1] == "0 errors, 1 warning"
+    assert f"warning: {lungs}: has the same pairs for validation and test" in text
     errors = []
     for n in (101, 102):
         fixed, moving = (np.loadtxt(lungs / f"keypointsTr/NLST_{n:04d}_{m:04d}.csv", delimiter=",") for m in (0, 1))
@@ -138,7 +139,7 @@ BRAINS: dict[str, tuple[Callable[[Path], object], str, int]] = {
     "label affine": (lambda r: change(r / LABEL, np.copy, np.eye(4)), f"{LABEL}: has the affine [[1.0, 0.0", 1),
     "swapped axes": (
         lambda r: [change(r / p, lambda x: x.swapaxes(1, 2)) for p in (IMAGE, LABEL, MASK)],
-        f"error: {IMAGE}: has shape 8x10x9, its data set promises 8x9x10: its axes look swapped", 1,
+        f"error: {IMAGE}: has shape 8x10x9, expected 8x9x10 as in its dataset JSON: its axes look swapped", 1,
     ),
     "orientation": (
         lambda r: [change(r / p, np.copy, np.diag([2.0, 2, 3, 1])) for p in (IMAGE, LABEL, MASK)],
@@ -264,7 +265,7 @@ def test_all_problems_are_told_at_once(brains: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_axes_of_oasis_are_explained() -> None:
-    from data_modules.checking.checks import swapped
+    from data_modules.checking.headers import swapped
 
     text = swapped((160, 192, 224), (160, 224, 192))
     assert "Learn2Reg's OASIS files are 160x224x192" in text and "neurite's" in text
@@ -276,19 +277,20 @@ def test_a_config_of_another_command_will_do(tmp_path: Path, capsys: pytest.Capt
     config = tmp_path / "config.yaml"
     config.write_text("model: {class_path: Nothing}\ndata: {class_path: OASIS, init_args: {root: nowhere}}\n")
     code, text = run(capsys, "--config", config, "--data.root", root)
-    assert code == 0 and "OASIS" in text and "dice" in text and text.splitlines()[-1] == "0 errors, 0 warnings"
+    assert code == 0 and "OASIS" in text and "dice" in text and text.splitlines()[-1] == "0 errors, 1 warning"
+    assert "has the same pairs for validation and test" in text
 
 
 def test_nlst_names_its_window(lungs: Path, capsys: pytest.CaptureFixture) -> None:
     code, text = run(capsys, "--data", "NLST", "--data.root", lungs)
-    assert code == 0 and "tre [mm]" in text and text.splitlines()[-1] == "0 errors, 0 warnings"
+    assert code == 0 and "tre [mm]" in text and text.splitlines()[-1] == "0 errors, 1 warning"
 
 
 def test_a_table_of_pairs(brains: Path, capsys: pytest.CaptureFixture) -> None:
     row = ",".join(f"{kind}Tr/Mini_000{n}_0000.nii.gz" for kind in ("images", "labels") for n in (1, 2))
     (brains / "pairs.csv").write_text(f"fixed,moving,fixed_label,moving_label\n{row}\n")
     code, text = run(capsys, "--data", "PairsCSV", "--data.csv", brains / "pairs.csv")
-    assert code == 0 and "is in the training pairs and in the val pairs" in text
+    assert code == 0 and "pairs.csv: has no column 'split': every pair is for training" in text
     expected = dice(*(stored(brains / f"labelsTr/Mini_000{n}_0000.nii.gz") for n in (1, 2)))
     assert f"{expected:.4g} ± 0" in text
 

@@ -145,10 +145,9 @@ def test_a_folder_without_json_unpaired(tmp_path: Path) -> None:
     for i in range(1, 7):
         write_case(tmp_path, f"Mini_{i:04d}_0000")
     module = ready(tmp_path, None)
-    assert ids(module.val_dataloader()) == ids(module.test_dataloader()) == [("Mini_0005_0000", "Mini_0006_0000")]
-    assert {c for pair in module.pairs("train") for c in (pair[0].id, pair[1].id)} == {
-        f"Mini_{i:04d}_0000" for i in range(1, 5)
-    }
+    assert ids(module.val_dataloader()) == [("Mini_0003_0000", "Mini_0004_0000")]
+    assert ids(module.test_dataloader()) == [("Mini_0005_0000", "Mini_0006_0000")]
+    assert {c.id for pair in module.pairs("train") for c in pair} == {f"Mini_{i:04d}_0000" for i in (1, 2)}
     assert module.num_labels == 3 and module.label_names == {}
 
 
@@ -157,8 +156,9 @@ def test_a_folder_without_json_paired(tmp_path: Path) -> None:
         for modality in (0, 1):
             write_case(tmp_path, f"Mini_{i:04d}_{modality:04d}", points=4)
     module = ready(tmp_path)
-    assert sorted(ids(module.train_dataloader())) == [(f"Mini_{i:04d}_0000", f"Mini_{i:04d}_0001") for i in (1, 2)]
-    assert ids(module.val_dataloader()) == [("Mini_0003_0000", "Mini_0003_0001")]
+    loaders = (module.train_dataloader(), module.val_dataloader(), module.test_dataloader())
+    for i, loader in enumerate(loaders, start=1):
+        assert ids(loader) == [(f"Mini_{i:04d}_0000", f"Mini_{i:04d}_0001")]
 
 
 def test_missing_keys_are_filled_from_file_names(brains: Path) -> None:
@@ -171,7 +171,7 @@ def test_missing_keys_are_filled_from_file_names(brains: Path) -> None:
 def test_a_tiny_folder_validates_on_its_training_pairs(tmp_path: Path) -> None:
     write_case(tmp_path, "Mini_0001_0000")
     write_case(tmp_path, "Mini_0001_0001")
-    with pytest.warns(UserWarning, match="too small to hold out pairs"):
+    with pytest.warns(UserWarning, match="has the same pairs for training, validation and test: scores are"):
         module = ready(tmp_path)
     assert ids(module.val_dataloader()) == ids(module.train_dataloader())
 
@@ -270,10 +270,16 @@ def test_one_sentence_per_failure(brains: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
-        ("1.0,1.0,9.5", "Mini_0002_0001.csv: row 5 is (1, 1, 9.5), expected voxels inside a grid of 8x9x10"),
-        ("1.0,nan,1.0", "Mini_0002_0001.csv: row 5 is (1, nan, 1), expected voxels inside a grid of 8x9x10"),
+        (
+            "1.0,1.0,9.5",
+            "1 of 5 landmarks outside of the image of 8x9x10 voxels, the first in row 5: (1, 1, 9.5)",
+        ),
+        (
+            "1.0,nan,1.0",
+            "1 of 5 landmarks outside of the image of 8x9x10 voxels, the first in row 5: (1, nan, 1)",
+        ),
         ("x,y,z", "Mini_0002_0001.csv cannot be read as landmarks"),
-        ("", "Mini_0002_0001.csv has 4 landmarks, expected 5 as in Mini_0002_0000.csv of the same pair"),
+        ("", "Mini_0002_0000.csv, with which it is paired"),
     ],
 )
 def test_landmarks_are_checked(lungs: Path, row: str, sentence: str) -> None:
@@ -291,7 +297,8 @@ def test_at_most_five_problems_are_told(brains: Path) -> None:
 
 def test_a_folder_must_exist_and_have_one_json(tmp_path: Path) -> None:
     assert "is no folder, expected a Learn2Reg folder" in sentences(tmp_path / "none", error=FileNotFoundError)
-    assert "has no train pairs, expected them in its dataset JSON or at least two images" in sentences(tmp_path)
+    text = sentences(tmp_path, error=FileNotFoundError)
+    assert "has no images, expected a *_dataset.json that lists some, or imagesTr with .nii.gz" in text
     assert "does not exist, expected the dataset JSON" in sentences(tmp_path, error=FileNotFoundError, json="a.json")
     write_json(tmp_path)
     (tmp_path / "Other_dataset.json").write_text("[]")

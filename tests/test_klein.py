@@ -153,7 +153,7 @@ def test_resampling_keeps_places() -> None:
     x, y, _ = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in (20, 10, 8)), indexing="ij")
     ramp, half = 50 + 0.8 * x + 2 * 1.5 * y, 30 * (x > 0).float()
     stored = {"image": MetaTensor(ramp[None], affine=affine), "label": MetaTensor(half[None], affine=affine)}
-    found = Conform((30,), isotropic=True, size=None)(stored)
+    found = Conform(isotropic=True, size=None)(stored)
     image, label = (cast(MetaTensor, found[kind]) for kind in ("image", "label"))
     assert image.shape == label.shape == (1, 16, 15, 8)
     place = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in image.shape[1:])).T

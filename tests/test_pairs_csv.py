@@ -9,14 +9,14 @@ import torch
 from torch.testing import assert_close
 
 from data_modules import PairsCSV
-from data_modules.sources.pairs_csv import distinct_names
+from data_modules.sources.tables import distinct_names
 
 HEADER = "fixed,moving,fixed_label,moving_label,fixed_mask,moving_mask,fixed_points,moving_points,split"
 
 
 def write(path: Path, shape: tuple[int, ...] = (6, 7, 8), spacing: float = 1.0, labels: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(path.name))
+    rng = np.random.default_rng([*"/".join(path.parts[-3:]).encode()])
     data = rng.integers(0, 3, shape).astype(np.uint8) if labels else rng.random(shape, np.float32)
     nib.save(nib.Nifti1Image(data, np.diag([spacing, spacing, spacing, 1])), path)  # type: ignore[attr-defined]
 
@@ -105,10 +105,10 @@ def test_names() -> None:
     ("lines", "expected"),
     [
         (["fixed,target", "a,b"], "has no column 'moving'"),
-        (["fixed;moving", "a;b"], "has no column 'fixed'"),
+        (["fixed;moving", "a;b"], "separates its columns by ';', expected ','"),
         (["fixed,moving,labels", "a,b,c"], "has the column 'labels', expected some of fixed, moving, fixed_label"),
         (["fixed,moving,moving", "a,b,c"], "has the column 'moving' twice"),
-        (["fixed,moving,fixed_mask", "a,b,c"], "has the column 'fixed_mask' without 'moving_mask'"),
+        (["fixed,moving,fixed_points", "a,b,c"], "has the column 'fixed_points' without 'moving_points'"),
         (["fixed,moving"], "has no rows"),
         ([""], "has no column 'fixed'"),
         (["fixed,moving", "a,b", "a,"], "line 3 has no moving, expected a path of an image"),

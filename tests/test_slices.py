@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from miniature import image, listed, write_json
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
@@ -39,10 +40,16 @@ def write_case(root: Path, i: int, shape: tuple[int, ...] = SHAPE, affine: np.nd
 
 @pytest.fixture
 def brains(tmp_path: Path) -> Path:
-    """Six subjects without a JSON: the last two are for validation and test, the others are drawn."""
+    """Six subjects: the last two are for validation and test, the others are drawn."""
     for i in range(1, 7):
         write_case(tmp_path, i)
-    return tmp_path
+    return hold_out(tmp_path)
+
+
+def hold_out(root: Path) -> Path:
+    """The folder, with subjects 5 and 6 as its validation pair."""
+    write_json(root, pairings="unpaired", registration_val=listed((image(5), image(6))))
+    return root
 
 
 def ready(root: Path, stage: str | None = None, **settings: object) -> Learn2Reg:
@@ -166,6 +173,7 @@ def test_cases_must_agree_in_the_axis_and_its_size(tmp_path: Path) -> None:
     for i in range(1, 7):
         # the last two are a pair of their own, so nothing but the plane asks for one grid
         write_case(tmp_path, i, (6, 8, 9) if i > 4 else SHAPE)
+    hold_out(tmp_path)
     text = r"0005_0000\.nii\.gz has 9 coronal slices along axis 2, expected 10 along axis 2 as in .*0001_0000\.nii\.gz"
     with pytest.raises(ValueError, match=text):
         ready(tmp_path, "fit")

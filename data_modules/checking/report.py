@@ -1,107 +1,118 @@
-"""The report on a data set's files: every case read once, then held against the others."""
+"""The report on a data set's files: every case read once, by the rules of `setup`, then held against the others."""
 
-import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from data_modules.checking.checks import lacking, unique_cases, watched
-from data_modules.checking.comparing import Expected, copies, counts, grids, intensities, label_sets
-from data_modules.checking.facts import Facts, Found, examine
-from data_modules.layout import Case, Layout
+from data_modules.checking.facts import Facts, facts_of
+from data_modules.checking.findings import Findings, watched
+from data_modules.checking.headers import Asked, CaseHeaders, case_headers, check_headers, check_pairs
+from data_modules.checking.sets import check_chosen, geometry, label_sets, most, ranges
+from data_modules.checking.splits import check_copies, check_kinds, file_digests
+from data_modules.checking.volumes import case_volumes, check_beside
+from data_modules.layout import Case, CasePair, Layout
 from dio_lightning.errors import times
-from dio_lightning.findings import Finding, Report, Severity, merged
+from dio_lightning.findings import Finding, Report, merged
 
-if TYPE_CHECKING:
-    from data_modules.volumes import VolumePairs
+SPLITS = ("train", "val", "test")
 
 
-def check_module(module: "VolumePairs") -> Report:
-    """The report on a data module's files.
+def look_at(
+    title: str, root: Path, layout: Layout, asked: Asked, conformed: bool, found: Findings, progress: bool = True
+) -> Report:
+    """Read every case once and report; never stops at a problem.
 
-    Raises:
-        FileNotFoundError: if there is no folder to look at.
+    Args:
+        title: of the report.
+        root: folder of the data set.
+        layout: its cases and pairs.
+        asked: what must hold of them.
+        conformed: volumes are brought to one grid and one set of labels after they were read, so files may differ.
+        found: what is known already.
+        progress: show a bar.
     """
-    title = type(module).__name__
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        try:
-            layout = module.layout
-        except (ValueError, FileNotFoundError) as error:
-            if not module.root.is_dir():
-                raise
-            return Report(title, findings=[_about(module, "error", line) for line in str(error).splitlines()])
-    expected = Expected(
-        module.root,
-        module.common_grid,
-        module.normalise,
-        module.clip,
-        module.labels,
-        bool(module.preparation()),
-    )
-    report = check_layout(title, layout, expected, sys.stderr.isatty())
-    notes = [_about(module, "note", str(warning.message)) for warning in told]
-    return replace(report, findings=[*report.findings, *notes])
-
-
-def _about(module: "VolumePairs", severity: Severity, sentence: str) -> Finding:
-    return Finding(severity, (str(module.root),), sentence.removeprefix(f"{module.root} "))
-
-
-def check_layout(title: str, layout: Layout, expected: Expected, progress: bool = True) -> Report:
-    """Read every case once and report; never stops at a problem."""
-    found = Found(expected.root)
-    splits: dict[str, list[Case]] = {
-        "train": unique_cases(layout.train) or list(layout.cases),
-        "val": unique_cases(layout.val),
-        "test": unique_cases(layout.test),
-    }
-    cases = list(dict.fromkeys(case for part in splits.values() for case in part))
+    headers: dict[Case, CaseHeaders] = {}
     facts: dict[Case, Facts] = {}
-    for case in watched(cases, "Reading cases", progress):
-        if (known := examine(case, found, affines=not expected.conformed)) is not None:
-            facts[case] = known
+    chosen: list[set[int]] = []
+    for case in watched(layout.every_case, "Reading cases", progress):
+        if (known := case_headers(case, asked, found)) is None:
+            check_beside(case, asked, found)
+            continue
+        headers[case] = known
+        if (volumes := case_volumes(known, asked, found)) is not None:
+            facts[case] = facts_of(volumes)
+            stored = volumes.stored_labels
+            if stored is not None and asked.labels is not None:
+                chosen.append({asked.labels[label] for label in stored & asked.labels.keys()})
+    for split in SPLITS:
+        check_kinds(layout, split, found)
+    check_pairs(tied(layout, SPLITS, headers), headers, asked, found)
+    check_chosen(root, asked.labels, chosen, found)
     everything = list(facts.values())
-    _kinds(splits, found)
-    grids(everything, layout, expected, found)
-    label_sets(everything, {} if expected.conformed else layout.label_names, expected, found)
-    intensities(everything, expected, found)
-    counts([*layout.train, *layout.val, *layout.test], facts, found)
-    copies(everything, splits, layout, found)
-    columns = {split: _column(split, part, facts, layout) for split, part in splits.items() if part}
-    scored = [split for split in ("val", "test") if splits[split] and (split == "val" or layout.test != layout.val)]
-    return Report(title, columns, [known.as_json() for known in everything], merged(found.findings), tuple(scored))
+    severity = "note" if conformed else "warning"
+    geometry(everything, severity, found)
+    names, wanted = ({}, None) if conformed else (layout.label_names, asked.labels)
+    label_sets(everything, names, wanted, severity, found)
+    ranges(everything, asked, found)
+    check_copies([(known.case.image, known.digest) for known in everything], layout, found)
+    parts = {split: layout.split_cases(split) for split in SPLITS}
+    columns = {split: _column(split, part, facts, layout) for split, part in parts.items() if part}
+    scored = [split for split in ("val", "test") if parts[split] and (split == "val" or layout.test != layout.val)]
+    cases = [known.as_json() for known in everything]
+    return Report(title, columns, cases, merged(found.relative_to(root)), tuple(scored))
 
 
-def _kinds(splits: dict[str, list[Case]], found: Found) -> None:
-    """Within a split all cases have a label, or none has; likewise masks and landmarks."""
-    for split, part in splits.items():
-        for case, kind, having in lacking(part):
-            found.add(
-                "error", case.image, f"has no {kind}, expected one as for {having.id} and others of the {split} split"
-            )
+def check_stage(
+    layout: Layout, splits: Sequence[str], asked: Asked, found: Findings, progress: bool = True
+) -> list[CasePair]:
+    """What can be told of some splits without reading volumes; the pairs that tie their cases together."""
+    for split in splits:
+        check_kinds(layout, split, found)
+    cases = list(dict.fromkeys(case for split in splits for case in layout.split_cases(split)))
+    headers = check_headers(cases, asked, found, progress)
+    pairs = tied(layout, splits, headers)
+    check_pairs(pairs, headers, asked, found)
+    check_copies(file_digests(case.image for case in layout.every_case), layout, found)
+    return pairs
+
+
+def unreadable(title: str, root: Path, message: str) -> Report:
+    """The report on a data set whose lists cannot be read: an error for every line of the message."""
+    lines = [line.removeprefix(f"{root} ") for line in message.splitlines()]
+    return Report(title, findings=[Finding("error", (str(root),), line) for line in lines])
+
+
+def tied(layout: Layout, splits: Iterable[str], headers: dict[Case, CaseHeaders]) -> list[CasePair]:
+    """The pairs of some splits; of the quadratically many candidates for training, enough to tie all grids together."""
+    pairs: list[CasePair] = []
+    for split in splits:
+        if split == "train" and not layout.train and layout.cases:
+            known = [case for case in layout.cases if case in headers]
+            common = most([headers[case].image.shape for case in known])
+            first = next((case for case in known if headers[case].image.shape == common), layout.cases[0])
+            pairs += [(first, case) for case in layout.cases if case != first]
+        else:
+            pairs += layout.pairs(split)
+    return pairs
 
 
 def _column(split: str, part: Sequence[Case], facts: dict[Case, Facts], layout: Layout) -> dict[str, str]:
     """One split in words."""
     known = [facts[case] for case in part if case in facts]
-    pairs = {"train": layout.train, "val": layout.val, "test": layout.test}[split]
+    pairs = layout.pairs(split)
     labels = [k.labels for k in known if k.labels is not None]
-    ranges = [k.range for k in known if k.range is not None]
     rows = {
         "cases": str(len(part)),
         "pairs": str(len(pairs)) if pairs or split != "train" else "drawn at random",
         "shape [voxels]": _values(times(k.shape) for k in known),
         "spacing [mm]": _values(times([round(extent, 3) for extent in k.spacing]) for k in known),
-        "orientation": _values(k.axes for k in known),
+        "orientation": _values(k.header.axes for k in known),
         "labels": _span([len(one) for one in labels], "{:g}"),
         "landmarks": _span([k.points for k in known if k.points is not None], "{:g}"),
         "mask coverage": _span([k.coverage for k in known if k.coverage is not None], "{:.1%}"),
         "signal outside mask": _span([k.outside for k in known if k.outside is not None], "{:.1%}"),
-        "intensity": f"{min(r[0] for r in ranges):g} to {max(r[3] for r in ranges):g}" if ranges else "",
-        "99.5 % intensity": _span([r[2] for r in ranges], "{:g}"),
+        "intensity": f"{min(k.range[0] for k in known):g} to {max(k.range[3] for k in known):g}" if known else "",
+        "99.5 % intensity": _span([k.range[2] for k in known], "{:g}"),
     }
     return {name: text for name, text in rows.items() if text}
 

@@ -1,4 +1,4 @@
-"""Volumes of different subjects to one set of labels, one spacing and one size."""
+"""Volumes of different subjects to one spacing and one size."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,26 +14,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conform(Transform):
-    """Volumes as stored to the grid and the labels that are registered.
+    """Volumes as stored to the grid that is registered.
 
     Args:
-        labels: those kept, which become 1, 2, ...
         isotropic: resample to 1 mm.
         size: voxels after padding with zeros and cutting the centre. None: as they are.
     """
 
-    labels: tuple[int, ...]
     isotropic: bool
     size: tuple[int, ...] | None
 
     def __call__(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`image` and `label`, (1, *s), on the new grid; the affine counts mm from its centre."""
-        table = torch.zeros(32768)
-        table[list(self.labels)] = torch.arange(1.0, len(self.labels) + 1)
         made = {"image": self._resampled(cast(MetaTensor, data["image"]).clamp(min=0), "bilinear")}
         if "label" in data:
             made["label"] = self._resampled(data["label"], "nearest")
-            made["label"].copy_(table[made["label"].long()])
         return {**data, **made}
 
     def _resampled(self, stored: Tensor, mode: str) -> MetaTensor:

@@ -1,10 +1,81 @@
-"""Structures that are too small to score become background."""
+"""Which labels are registered and scored, under which numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from data_modules.checking.volumes import LARGEST_LABEL
+
+Labels = list[int | str] | dict[str, int] | str
+"""`all`, labels by number or name, or each with the number that it gets."""
+
+
+def check_labels(labels: Labels) -> None:
+    """The option `labels` of a data module.
+
+    Raises:
+        ValueError: if it can be no choice of labels, whatever the data set.
+    """
+    numbers = [*labels.values()] if isinstance(labels, Mapping) else []
+    listed = [labels] if isinstance(labels, str) else list(labels)
+    stored = [number for entry in listed if (number := _number(entry)) is not None]
+    if not listed or min([*stored, *numbers], default=1) < 1 or max(numbers, default=1) > LARGEST_LABEL:
+        raise ValueError(
+            f"labels is {labels}, expected 'all' or a list of labels of at least 1 (or of their names), or a number "
+            f"from 1 to {LARGEST_LABEL} that each gets"
+        )
+
+
+def chosen_labels(labels: Labels, names: Mapping[int, str]) -> dict[int, int] | None:
+    """Labels of the files that are kept, with the number that each gets; None keeps all of them.
+
+    Raises:
+        ValueError: for a name that the data set does not have, or a label above 32767 that keeps its number.
+    """
+    if labels == "all":
+        return None
+    entries = {labels: None} if isinstance(labels, str) else dict.fromkeys(labels)
+    wanted = labels if isinstance(labels, Mapping) else entries
+    known = {name.lower(): label for label, name in names.items()}
+    chosen: dict[int, int] = {}
+    for entry, number in wanted.items():
+        label = _number(entry)
+        if label is None:
+            label = _named(str(entry), known, names)
+        chosen[label] = label if number is None else int(number)
+    if max(chosen.values()) > LARGEST_LABEL:
+        largest = max(chosen.values())
+        raise ValueError(
+            f"labels has {largest}, expected numbers up to {LARGEST_LABEL}: give it another one ({{{largest}: 1}})"
+        )
+    return chosen
+
+
+def renamed(names: Mapping[int, str], chosen: Mapping[int, int]) -> dict[int, str]:
+    """Names by the numbers that labels get, background included; of labels that are merged, the first one names all."""
+    found = {number: names[label] for label, number in reversed(list(chosen.items())) if label in names}
+    return {label: name for label, name in names.items() if label == 0} | dict(sorted(found.items()))
+
+
+def _number(entry: int | str) -> int | None:
+    text = str(entry).strip()
+    return int(text) if text.lstrip("-").isdigit() else None
+
+
+def _named(entry: str, known: Mapping[str, int], names: Mapping[int, str]) -> int:
+    """The label of a name."""
+    if entry.lower() in known:
+        return known[entry.lower()]
+    close = get_close_matches(entry.lower(), known, n=3)
+    likely = [f"{names[known[name]]} ({known[name]})" for name in close]
+    if not known:
+        hint = "numbers: the data set gives its labels no names"
+    else:
+        hint = f"a name of the data set: did you mean {' or '.join(likely)}?" if likely else "a name of the data set"
+    raise ValueError(f"labels has {entry!r}, expected {hint}")
 
 
 def large_labels(voxels: Sequence[Tensor], least: int) -> list[int]:

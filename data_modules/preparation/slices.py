@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-import nibabel as nib
 import numpy as np
-from nibabel.nifti1 import Nifti1Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from data_modules.augment import FIELDS, POINTS
-from data_modules.base import Sample
-from data_modules.checking.checks import Problems, spatial_dims
+from data_modules.base import FILES, Sample
+from data_modules.checking.findings import Findings
 from data_modules.layout import Case
+from dio_lightning.headers import read_header
 
 Plane = Literal["sagittal", "coronal", "axial"]
 ACROSS: dict[str, str] = {"sagittal": "right-left", "coronal": "anterior-posterior", "axial": "superior-inferior"}
@@ -46,10 +45,10 @@ class Slicing:
         Raises:
             FileNotFoundError, ValueError: if the image cannot be read, is no volume, or is tilted by 45 degrees.
         """
-        if spatial_dims(case) != 3:
+        header = read_header(case.image)
+        if header.dimension != 3:
             raise ValueError(f"{case.image} has two axes, expected a volume to cut into {self.plane} slices")
-        volume = cast(Nifti1Image, nib.load(case.image))  # pyright: ignore[reportPrivateImportUsage]
-        directions = np.asarray(volume.affine)[:3, :3]
+        directions = header.affine[:3, :3]
         along = np.abs(directions[[*ACROSS].index(self.plane)])
         (found,) = np.nonzero(along > 0.5**0.5 * np.linalg.norm(directions, axis=0))
         if len(found) != 1:
@@ -57,7 +56,7 @@ class Slicing:
                 f"{case.image} has the affine {np.round(directions, 3).tolist()}, expected one array axis within 45 "
                 f"degrees of {ACROSS[self.plane]} to cut {self.plane} slices"
             )
-        return int(found[0]), int(volume.shape[found[0]])
+        return int(found[0]), header.shape[found[0]]
 
     def cuts(self, case: Case, training: bool) -> tuple[int, range]:
         """Array axis and indices of a pair's slices: all from first to last in training, else every `every`-th.
@@ -82,13 +81,14 @@ class Slicing:
         """
         self.cuts(cases[0], training=True)
         axis, size = self.axis(cases[0])
-        problems = Problems()
+        problems = Findings()
         for case in cases[1:]:
             found = self.axis(case)
             if found != (axis, size):
-                problems.add(
-                    f"{case.image} has {found[1]} {self.plane} slices along axis {found[0]}, expected {size} along "
-                    f"axis {axis} as in {cases[0].image}"
+                problems.error(
+                    case.image,
+                    f"has {found[1]} {self.plane} slices along axis {found[0]}, expected {size} along "
+                    f"axis {axis} as in {cases[0].image}",
                 )
         problems.stop()
 
@@ -108,6 +108,11 @@ class SlicePairs(Dataset):
     def __len__(self) -> int:
         return len(self.pairs) * len(self.indices)  # type: ignore[arg-type]
 
+    def ids(self) -> list[tuple[str, str]]:
+        """fixed_id and moving_id of every slice; `pairs` knows those of its own."""
+        listed: list[tuple[str, str]] = cast(Any, self.pairs).ids()
+        return [(slice_id(fixed, i), slice_id(moving, i)) for fixed, moving in listed for i in self.indices]
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -119,15 +124,15 @@ def cut(sample: Sample, axis: int, index: int) -> Sample:
     """One slice of a pair of volumes, as a pair of images (1, h, w) with spacing (2,) and `_s<index>` behind its ids.
 
     The affine maps (i, j, 0) to where that voxel of the volume lies; its third column is that of the axis which was
-    cut. Landmarks, which lie between slices, and a true displacement, which leaves the slice, are dropped.
+    cut. Landmarks, which lie between slices, a true displacement, which leaves the slice, and the files of the volumes
+    are dropped.
     """
     kept = [a for a in range(3) if a != axis]
     affine: Tensor = sample["affine"][:, [*kept, axis, 3]].clone()
     affine[:, 3] += index * affine[:, 2]
     images = {k: sample[k].select(1 + axis, index).contiguous() for k in FIELDS if k in sample and k != "displacement"}
     ids = {k: slice_id(sample[k], index) for k in ("fixed_id", "moving_id")}
-    # the files hold volumes, and their images are slices
-    rest = {k: v for k, v in sample.items() if k not in (*FIELDS, *POINTS, "fixed_file", "moving_file")}
+    rest = {k: v for k, v in sample.items() if k not in (*FIELDS, *POINTS, *FILES)}
     return rest | images | ids | {"spacing": sample["spacing"][kept], "affine": affine}
 
 

@@ -1,32 +1,26 @@
 """Cases as tensors: each is read and checked once, however many pairs it is part of."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
-from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
 from monai.transforms.traits import RandomizableTrait
 from monai.transforms.transform import Transform
 from torch import Tensor
 
 from data_modules.base import Sample
-from data_modules.checking.checks import (
-    UNREADABLE,
-    Problems,
-    check_counts,
-    check_volumes,
-    read_points,
-    unique_cases,
-    watched,
-)
-from data_modules.layout import Case, CasePair
+from data_modules.checking.findings import Findings, watched
+from data_modules.checking.headers import Asked, check_counts, same_grid
+from data_modules.checking.volumes import read_case
+from data_modules.layout import Case, CasePair, unique_cases
 from data_modules.preparation.caching import Cache, Stamp, Store, cache_folder, cache_mode, content_key, stamp
 from data_modules.preparation.describing import recipe
 from data_modules.preparation.labels import large_labels, without_small
-from data_modules.preparation.transforms import Normalise, carried, preparing, reading
+from data_modules.preparation.transforms import Normalise, carried, preparing, tensors
 from dio_lightning.errors import times
 
 Subject = dict[str, Tensor]
@@ -42,6 +36,8 @@ class _Facts:
     affine: Tensor
     landmarks: int
     voxels: Tensor
+    labelled: bool
+    digest: str
 
 
 class Subjects:
@@ -51,10 +47,10 @@ class Subjects:
     files of a case and every option of its preparation (`caching`), so neither can change without being seen.
 
     Args:
-        normalise, clip, labels, mask_images, extra: As in `transforms.preparing`.
+        asked: what must hold of a case, with the normalisation and the labels that are kept.
         cache: `memory` (True), `disk` or `none` (False).
         cache_dir: Folder of the disk cache: see `caching.cache_folder`.
-        common_grid: Pairs must lie on one grid, after preparation too.
+        extra: As in `transforms.preparing`.
         name: Of the data set, for the progress bar.
 
     Raises:
@@ -63,29 +59,38 @@ class Subjects:
 
     def __init__(
         self,
-        normalise: Normalise,
-        clip: Sequence[float] | None,
-        labels: Sequence[int] | None,
-        cache: Cache,
+        asked: Asked,
+        cache: Cache = True,
         cache_dir: str | None = None,
-        mask_images: bool = False,
         extra: Sequence[Transform] = (),
-        common_grid: bool = True,
         name: str = "",
     ) -> None:
         for transform in Compose(list(extra)).flatten().transforms:
             if isinstance(transform, RandomizableTrait):
                 raise ValueError(f"{type(transform).__name__} is random, expected transforms of one result in extra")
-        self.read, self.prepare = reading(), preparing(normalise, clip, labels, mask_images, extra)
-        self.cache, self.mask_images, self.common_grid, self.name = cache_mode(cache), mask_images, common_grid, name
+        normalise = cast(Normalise, asked.normalise)
+        self.prepare = preparing(normalise, asked.clip, asked.mask_images, extra)
+        self.read, self.asked, self.name = read_case, asked, name
+        self.cache = cache_mode(cache)
+        self.world_kept = not extra
         self.kept: list[int] | None = None
-        self.extra = tuple(extra)
         self._store = Store(cache_folder(cache_dir)) if self.cache == "disk" else None
-        self._recipe = recipe(reading, self.prepare) if self._store else ""
+        self._recipe = recipe(asked.labels, self.prepare) if self._store else ""
         self._cached: dict[Case, Subject] = {}
         self._facts: dict[Case, _Facts] = {}
         self._stamps: dict[Case, Stamp] = {}
         self._keys: dict[Case, str] = {}
+
+    @property
+    def digests(self) -> list[tuple[Path, str]]:
+        """The images read so far, each with a digest of its prepared values."""
+        return [(case.image, facts.digest) for case, facts in self._facts.items()]
+
+    @property
+    def present(self) -> list[set[int]]:
+        """The labels above 0 of every label map read so far, under the numbers that they have here."""
+        maps = [facts.voxels.nonzero().flatten().tolist() for facts in self._facts.values() if facts.labelled]
+        return [set(labels) - {0} for labels in maps]
 
     @property
     def largest_label(self) -> int:
@@ -93,20 +98,18 @@ class Subjects:
         largest = max((len(facts.voxels) for facts in self._facts.values()), default=1) - 1
         return largest if self.kept is None else min(largest, max(self.kept))
 
-    def fill(self, pairs: Sequence[CasePair], progress: bool = True) -> None:
+    def fill(self, pairs: Sequence[CasePair], found: Findings, progress: bool = True) -> None:
         """Read and check the cases of the pairs, those again whose files have changed.
 
         Raises:
             ValueError: with up to five sentences.
         """
-        problems = Problems()
         for case in self._watched(unique_cases(pairs), progress):
-            self._get(case, problems)
-        problems.stop()
-        check_counts(pairs, lambda case: self._facts[case].landmarks, problems)
+            self._get(case, found)
+        found.stop()
         for fixed, moving in pairs:
-            self._other_grid(fixed, moving, problems)
-        problems.stop()
+            self._compare(fixed, moving, found)
+        found.stop()
 
     def keep_large(self, cases: Sequence[Case], least: int, progress: bool = True) -> list[int]:
         """Labels with fewer voxels than `least` in any of the cases become background; returns those known.
@@ -116,11 +119,11 @@ class Subjects:
         Raises:
             ValueError: if a case is not as expected, or no label is left.
         """
-        problems = Problems()
+        found = Findings()
         for case in self._watched(cases, progress):
             if case not in self._facts:
-                self._get(case, problems, keep=False)
-        problems.stop()
+                self._get(case, found, keep=False)
+        found.stop()
         kept = large_labels([self._facts[case].voxels for case in cases], least)
         if kept != self.kept:
             if self.kept is not None:
@@ -137,9 +140,9 @@ class Subjects:
         Raises:
             ValueError: if its values are not as expected.
         """
-        problems = Problems()
-        subject = self._get(case, problems)
-        problems.stop()
+        found = Findings()
+        subject = self._get(case, found)
+        found.stop()
         assert subject is not None
         return subject
 
@@ -151,117 +154,109 @@ class Subjects:
         """
         one, two = self[fixed], self[moving]
         sample: Sample = {"spacing": one["spacing"], "affine": one["affine"]}
-        for key, name in [("image", ""), ("label", "_label"), ("mask", "_mask"), ("points", "_points")]:
-            if key in one and key in two:
-                sample |= {f"fixed{name}": one[key], f"moving{name}": two[key]}
-        problems = Problems()
-        check_counts([(fixed, moving)], lambda case: self._facts[case].landmarks, problems)
-        if self._other_grid(fixed, moving, problems):
+        for key, name in [("image", ""), ("label", "_label"), ("mask", "_mask")]:
+            sample |= {f"{side}{name}": case[key] for side, case in (("fixed", one), ("moving", two)) if key in case}
+        if "points" in one and "points" in two:
+            sample |= {"fixed_points": one["points"], "moving_points": two["points"]}
+        found = Findings()
+        if self._compare(fixed, moving, found):
             sample["moving_affine"] = two["affine"]
-        problems.stop()
-        # further steps may leave the grid and the world of the file
-        files = {} if self.extra else {"fixed_file": str(fixed.image), "moving_file": str(moving.image)}
-        return {**sample, "fixed_id": fixed.id, "moving_id": moving.id, **files}
+        found.stop()
+        if self.world_kept:
+            sample |= {"fixed_file": str(fixed.image), "moving_file": str(moving.image)}
+        return {**sample, "fixed_id": fixed.id, "moving_id": moving.id}
 
     def _watched(self, cases: Sequence[Case], progress: bool) -> Iterator[Case]:
         """The cases with a bar; forgets those whose files have changed since they were read."""
         title = f"{'Reading' if self.cache == 'none' else 'Caching'} {self.name or 'cases'}"
         for case in watched(cases, title, progress):
-            now = stamp(_files(case))
+            now = stamp(case.files)
             if self._stamps.get(case) != now:
                 for known in (self._cached, self._facts, self._keys):
                     known.pop(case, None)
                 self._stamps[case] = now
             yield case
 
-    def _get(self, case: Case, problems: Problems, keep: bool = True) -> Subject | None:
-        """A case from memory, from disk or from its files; None if it has problems."""
+    def _get(self, case: Case, found: Findings, keep: bool = True) -> Subject | None:
+        """A case from memory, from disk or from its files; None if it has errors."""
         if case in self._cached:
             return self._cached[case]
-        subject = self._stored(case, problems) if self._store else self._load(case, problems)
+        subject = self._stored(case, found) if self._store else self._load(case, found)
         if subject is None:
             return None
-        points = subject.get("points")
-        self._facts[case] = _Facts(
-            tuple(subject["image"].shape[1:]),
-            subject["affine"].clone(),
-            0 if points is None else points.shape[-1],
-            subject["voxels"].clone(),
-        )
+        if case not in self._facts:
+            self._facts[case] = _facts(subject)
         if self.kept is not None:
             subject = without_small(subject, self.kept)
         if keep and self.cache == "memory":
             self._cached[case] = subject
         return subject
 
-    def _stored(self, case: Case, problems: Problems) -> Subject | None:
+    def _stored(self, case: Case, found: Findings) -> Subject | None:
         """A case from the disk cache, where it is put if it is not there."""
         assert self._store is not None
-        paths = _files(case)
+        paths = case.files
         before = stamp(paths)
         if case not in self._keys:
             try:
                 self._keys[case] = content_key(paths, self._recipe)
             except OSError as error:
-                problems.add(f"{error.filename} cannot be read ({error.strerror}), expected a file of {case.id}")
+                found.error(str(error.filename), f"cannot be read ({error.strerror}), expected a file of {case.id}")
                 return None
         subject = self._store.load(self._keys[case])
         if subject is None:
-            subject = self._load(case, problems)
+            subject = self._load(case, found)
             # what was read is stored only under the name of what was hashed
             if subject is not None and stamp(paths) == before == self._stamps.setdefault(case, before):
                 self._store.save(self._keys[case], subject)
         return subject
 
-    def _load(self, case: Case, problems: Problems) -> Subject | None:
-        """Read, check and prepare a case; None if it has problems."""
-        before = len(problems.sentences)
-        if self.mask_images and case.mask is None:
-            problems.add(f"{case.image} has no mask, expected one for mask_images")
+    def _load(self, case: Case, found: Findings) -> Subject | None:
+        """Read, check and prepare a case; None if it has errors."""
+        before = found.errors
+        volumes = self.read(case, self.asked, found)
+        if volumes is None:
             return None
-        try:
-            volumes = cast(Subject, self.read(dict(case.volumes)))
-        except UNREADABLE as error:
-            why = error.__cause__ or error
-            problems.add(f"{case.image} or its label or mask cannot be read ({why}), expected image files")
-            return None
-        stored = torch.as_tensor(cast(MetaTensor, volumes["image"]).affine, dtype=torch.float64)
-        check_volumes(case, volumes, problems)
-        shape = tuple(volumes["image"].shape[1:])
-        points = read_points(case.keypoints, shape, problems) if case.keypoints else None
-        if len(problems.sentences) > before:
-            return None
-        subject = cast(Subject, self.prepare(volumes))
-        if points is not None:
-            subject["points"] = carried(torch.from_numpy(points).T.contiguous(), stored, subject["affine"])
-            _check_inside(subject, case, problems)
+        subject = cast(Subject, self.prepare(tensors(volumes)))
+        if volumes.headers.points is not None:
+            stored = torch.from_numpy(volumes.headers.image.affine)
+            points = torch.from_numpy(volumes.headers.points.astype("float32")).T.contiguous()
+            subject["points"] = carried(points, stored, subject["affine"])
+            _check_inside(subject, case, found)
         label = subject.get("label", torch.zeros(1, dtype=torch.int16))
         subject["voxels"] = torch.bincount(label.flatten())
-        return subject if len(problems.sentences) == before else None
+        return subject if found.errors == before else None
 
-    def _other_grid(self, fixed: Case, moving: Case, problems: Problems) -> bool:
-        """Whether the cases differ in shape, or in affine by a hundredth of a voxel; a problem for a common grid."""
+    def _compare(self, fixed: Case, moving: Case, found: Findings) -> bool:
+        """Whether the cases lie on two grids, an error for a common grid; their landmarks are counted."""
         one, two = self._facts[fixed], self._facts[moving]
-        voxel = one.affine[:3, :3].norm(dim=0).min()
-        if one.shape == two.shape and bool((one.affine - two.affine).abs().max() <= 0.01 * voxel):
+        if fixed.keypoints and moving.keypoints:
+            check_counts(moving.keypoints, two.landmarks, fixed.keypoints, one.landmarks, found)
+        if one.shape == two.shape and same_grid(two.affine.numpy(), one.affine.numpy()):
             return False
-        if self.common_grid:
-            shapes = [times(facts.shape) for facts in (two, one)]
-            problems.add(
-                f"{moving.image} lies on another grid ({shapes[0]}) than {fixed.image} ({shapes[1]}) once prepared, "
-                "expected one grid: set common_grid to false"
+        if self.asked.common_grid:
+            sentence = (
+                f"lies on another grid ({times(two.shape)}) than {fixed.image} ({times(one.shape)}) once prepared"
             )
+            found.error(moving.image, f"{sentence}, expected one grid: set common_grid to false")
         return True
 
 
-def _files(case: Case) -> dict[str, Path]:
-    """Every file of a case, by kind."""
-    return case.volumes | ({"keypoints": case.keypoints} if case.keypoints else {})
+def _facts(subject: Subject) -> _Facts:
+    points = subject.get("points")
+    return _Facts(
+        tuple(subject["image"].shape[1:]),
+        subject["affine"].clone(),
+        0 if points is None else points.shape[-1],
+        subject["voxels"].clone(),
+        "label" in subject,
+        hashlib.blake2b(subject["image"].numpy().tobytes(), digest_size=16).hexdigest(),
+    )
 
 
-def _check_inside(subject: Subject, case: Case, problems: Problems) -> None:
+def _check_inside(subject: Subject, case: Case, found: Findings) -> None:
     """Landmarks lie on the prepared grid, to half a voxel: resampling to coarser voxels moves its border."""
     last = torch.tensor(subject["image"].shape[1:])[:, None] - 1
     outside = ((subject["points"] < -0.5) | (subject["points"] > last + 0.5)).any(0).nonzero().flatten().tolist()
     if outside:
-        problems.add(f"{case.keypoints}: row {outside[0] + 1} lies outside of the prepared image, expected it inside")
+        found.error(str(case.keypoints), f"row {outside[0] + 1} lies outside of the prepared image, expected it inside")

@@ -1,4 +1,4 @@
-"""From files to tensors, with MONAI's dictionary transforms.
+"""From volumes to tensors, with MONAI's dictionary transforms.
 
 Images keep the storage order of their axes: displacements, landmarks and Learn2Reg's files count in array axes, so
 reorienting would change what a displacement means. `affine` says where the axes point.
@@ -16,30 +16,29 @@ from monai.transforms.intensity.dictionary import (
     ScaleIntensityRanged,
     ScaleIntensityRangePercentilesd,
 )
-from monai.transforms.io.dictionary import LoadImaged
 from monai.transforms.transform import Transform
-from monai.transforms.utility.dictionary import EnsureChannelFirstd, EnsureTyped, Lambdad
+from monai.transforms.utility.dictionary import EnsureTyped, Lambdad
 from torch import Tensor
 
+from data_modules.checking.volumes import CaseVolumes
+
 Normalise = Literal["max", "percentile", "window", "none"]
-VOLUMES = ("image", "label", "mask")
 
 
-def reading() -> Compose:
-    """Paths to (1, *s) float32 volumes as stored; files may carry further axes of one voxel."""
-    return Compose(
-        [
-            LoadImaged(keys=VOLUMES, reader="NibabelReader", image_only=True, allow_missing_keys=True),
-            EnsureChannelFirstd(keys=VOLUMES, channel_dim="no_channel", allow_missing_keys=True),
-            Lambdad(keys=VOLUMES, func=_drop_last_single, allow_missing_keys=True),
-        ]
-    )
+def tensors(volumes: CaseVolumes) -> dict[str, MetaTensor]:
+    """A case that was read as MONAI's transforms take it: (1, *s) float32, affine float64 in RAS millimetres."""
+    arrays = {"image": volumes.image, "label": volumes.label, "mask": volumes.inside}
+    affine = torch.from_numpy(volumes.headers.image.affine)
+    return {
+        kind: MetaTensor(torch.from_numpy(array)[None].float(), affine=affine.clone())
+        for kind, array in arrays.items()
+        if array is not None
+    }
 
 
 def preparing(
     normalise: Normalise,
     clip: Sequence[float] | None,
-    labels: Sequence[int] | None,
     mask_images: bool = False,
     extra: Sequence[Transform] = (),
 ) -> Compose:
@@ -48,7 +47,7 @@ def preparing(
     `extra` comes first: MONAI's dictionary transforms of the keys image, label and mask, which may change the grid.
     `max` maps the least and largest value to 0 and 1, `percentile` those of 0.5 % and 99.5 %, `window` the two values
     of `clip`; `none` leaves intensities. `clip` limits them before. With `mask_images` the image is 0 outside its mask
-    in the end. Labels that are not listed become background.
+    in the end.
     """
     steps: list = [*extra, _Grid()]
     if normalise == "window" and clip is not None:
@@ -59,8 +58,6 @@ def preparing(
         steps.append(ScaleIntensityd("image", minv=0.0, maxv=1.0))
     elif normalise == "percentile":
         steps.append(ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True))
-    if labels is not None:
-        steps.append(Lambdad("label", _Keep(labels), allow_missing_keys=True))
     if mask_images:
         steps.append(MaskIntensityd("image", mask_key="mask"))
     steps += [
@@ -92,21 +89,5 @@ class _Grid(Transform):
         return {**data, "spacing": affine[:3, :d].norm(dim=0).float(), "affine": affine}
 
 
-class _Keep:
-    """Listed labels stay, others become 0."""
-
-    def __init__(self, labels: Sequence[int]) -> None:
-        self.labels = torch.tensor(list(labels))
-
-    def __call__(self, label: Tensor) -> Tensor:
-        return torch.where(torch.isin(label, self.labels.to(label.dtype)), label, 0)
-
-
 def _binary(mask: Tensor) -> Tensor:
     return mask > 0
-
-
-def _drop_last_single(volume: Tensor) -> Tensor:
-    while volume.ndim > 3 and volume.shape[-1] == 1:
-        volume = volume.squeeze(-1)
-    return volume

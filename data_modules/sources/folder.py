@@ -1,15 +1,15 @@
 """A Learn2Reg folder as downloaded: its `*_dataset.json` and, for what that does not say, its file names."""
 
 import json
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from data_modules.layout import Case, CasePair, Layout, pairs_by_name, without
+from dio_lightning.headers import SUFFIXES, is_image, stem
 
 FOLDERS = {"label": "labels", "mask": "masks", "keypoints": "keypoints"}
 TRAIN, VAL, TEST = "training_paired_images", "registration_val", "registration_test"
@@ -25,6 +25,11 @@ def read_layout(root: Path, json_name: str | None = None, test_split: str = TEST
     train, val = folder.pairs(TRAIN), folder.pairs(VAL)
     test = folder.pairs(test_split) if test_split == TEST else folder.required(test_split)
     free = without(folder.cases, [*val, *test])
+    if not (free or train or val or test):
+        raise FileNotFoundError(
+            f"{root} has no images, expected a *_dataset.json that lists some, or imagesTr with .nii.gz, .nii, .mgz, "
+            f".mgh or .img files{_instead(root)}"
+        )
     if not train and folder.content.get("pairings") != "unpaired":
         train = pairs_by_name(free)
         if not train and free and folder.content.get("pairings") == "paired" and folder.content.get("training"):
@@ -32,9 +37,9 @@ def read_layout(root: Path, json_name: str | None = None, test_split: str = TEST
                 f"{folder.source} has no pairs under {TRAIN!r}, expected them as its 'pairings' is 'paired' and "
                 f"not every image is name_0000 or name_0001, such as {free[0].image.name}"
             )
-    if not val:
-        free, train, val = _hold_out(root, free, train)
-    return Layout(free, train, val, test or val, folder.label_names)
+    if val:
+        return Layout(free, train, val, test or val, folder.label_names)
+    return divided(Layout(free, train, [], test, folder.label_names))
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Folder:
         """Training cases: those listed, otherwise every image of imagesTr, sorted."""
         listed = self._list("training")
         if not listed:
-            names = sorted(path.name for path in (self.root / "imagesTr").glob("*.nii*"))
+            names = sorted(path.name for path in (self.root / "imagesTr").glob("*") if is_image(path))
             return [self._case(f"imagesTr/{name}", "imagesTr") for name in names]
         cases = [self._case(entry, f"entry {i} of 'training'") for i, entry in enumerate(listed)]
         self._once([case.image for case in cases], "training", "image")
@@ -143,14 +148,24 @@ class Folder:
     def _sibling(self, image: Path, kind: str, listed: str | None) -> Path | None:
         """The label, mask or landmark file of an image: by its place if that exists, otherwise as listed."""
         folder = image.parent.with_name(image.parent.name.replace("images", FOLDERS[kind]))
-        name = image.name if kind != "keypoints" else image.name.removesuffix(".gz").removesuffix(".nii") + ".csv"
+        name = image.name if kind != "keypoints" else f"{stem(image.name)}.csv"
         derived = folder / name
         # some releases list landmarks with an image's extension
         if kind == "keypoints" and listed and not listed.endswith(".csv"):
             return derived
         if listed and (kind != "keypoints" or not derived.is_file()):
             return self.root / listed
-        return derived if folder != image.parent and derived.is_file() else None
+        if folder == image.parent or derived.is_file():
+            return derived if folder != image.parent else None
+        # an image in .nii.gz may have its label in .nii or .mgz
+        alike = [folder / f"{stem(image.name)}{suffix}" for suffix in SUFFIXES] if kind != "keypoints" else []
+        return next((path for path in alike if path.is_file()), None)
+
+
+def _instead(root: Path) -> str:
+    """What a folder has that is no Learn2Reg folder."""
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir() if path.name[0] != ".")
+    return f"; it has {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "; it is empty"
 
 
 def _find_json(root: Path, name: str | None) -> Path | None:
@@ -158,7 +173,8 @@ def _find_json(root: Path, name: str | None) -> Path | None:
         if not (root / name).is_file():
             raise FileNotFoundError(f"{root / name} does not exist, expected the dataset JSON named by `json`")
         return root / name
-    found = sorted(root.glob("*_dataset.json"))
+    # macOS leaves ._name beside a file
+    found = sorted(path for path in root.glob("*_dataset.json") if not path.name.startswith("."))
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ValueError(f"{root} has {len(found)} dataset files ({names}), expected one: name it with `json`")
@@ -167,7 +183,7 @@ def _find_json(root: Path, name: str | None) -> Path | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -175,19 +191,32 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _hold_out(
-    root: Path, cases: list[Case], train: list[CasePair]
-) -> tuple[list[Case], list[CasePair], list[CasePair]]:
-    """Training cases, training pairs, validation pairs: the last tenth of the pairs, or of the cases, consecutive."""
-    if len(train) > 1:
-        last = max(1, len(train) // 10)
-        return cases, train[:-last], train[-last:]
-    if not train and len(cases) >= 4:
-        val = list(pairwise(cases[-max(2, len(cases) // 10) :]))
-        return without(cases, val), train, val
-    if len(cases) > 1:
-        warnings.warn(f"{root} is too small to hold out pairs: it validates on its training pairs", stacklevel=4)
-    return cases, train, train or list(pairwise(cases))
+def divided(layout: Layout) -> Layout:
+    """The layout with test pairs, where it has none, and validation pairs of cases that are in no other split.
+
+    From the end, a tenth of the pairs (at least one) or of the cases (at least two, in consecutive pairs) each. A
+    folder that is too small for both has one set for both; one too small for any is tested on its training pairs.
+    """
+    rest, test = (layout, layout.test) if layout.test else _held_out(layout)
+    rest, val = _held_out(rest)
+    everything = layout.train or list(pairwise(layout.cases))
+    val = val or test or everything
+    parts = rest, replace(rest, val=val), replace(rest, test=test or val)
+    counts = [len(part.images(split)) for part, split in zip(parts, ("train", "val", "test"), strict=True)]
+    listed = "validation" if layout.test else "validation or test"
+    remark = f"lists no {listed} pairs: of its images, sorted by name, {counts[0]} are for training, {counts[1]} for "
+    return replace(rest, val=val, test=test or val, remarks=(f"{remark}validation, {counts[2]} for test",))
+
+
+def _held_out(layout: Layout) -> tuple[Layout, list[CasePair]]:
+    """The layout without its last training pairs or cases, and the pairs of these; none if too few would be left."""
+    count = max(1, len(layout.train) // 10) if layout.train else max(2, len(layout.cases) // 10)
+    if layout.train:
+        enough = len(layout.train) > count
+        return (replace(layout, train=layout.train[:-count]), layout.train[-count:]) if enough else (layout, [])
+    if len(layout.cases) < count + 2:
+        return layout, []
+    return replace(layout, cases=layout.cases[:-count]), list(pairwise(layout.cases[-count:]))
 
 
 def check_split(split: str, test_split: str, sizes: Sequence[int] | None, least: int) -> None:

@@ -2,20 +2,23 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import nibabel as nib
-import numpy as np
 from monai.transforms.transform import Transform
-from nibabel.nifti1 import Nifti1Image
 
 from data_modules.base import Split
-from data_modules.checking.checks import UNREADABLE, Problems, check_files, watched
-from data_modules.layout import Case, CasePair, Layout
+from data_modules.checking.findings import MISSING, Findings, watched
+from data_modules.checking.headers import Asked, usable_header
+from data_modules.checking.volumes import LARGEST_LABEL, label_map
+from data_modules.layout import Case, CasePair, Layout, unique_cases
 from data_modules.preparation.conform import Conform
+from data_modules.preparation.labels import chosen_labels
 from data_modules.volumes import VolumePairs
+from dio_lightning.headers import Unreadable, stem
 
 Brains = Literal["IBSR18", "CUMC12", "MGH10", "LPBA40"]
 VOLUME = r"\.(?:img|nii|nii\.gz)"
@@ -79,18 +82,25 @@ class Klein(VolumePairs):
         _check_exist(pairs)
         subjects = list(dict.fromkeys(fixed for fixed, _ in pairs))
         common = common_labels(subjects, self.trainer is None or self.trainer.is_global_zero)
-        names = {k: f"label_{label}" for k, label in enumerate(common, start=1)}
+        names = {label: f"label_{label}" for label in common}
         return Layout([], [], [], pairs, {0: "background", **names})
 
     def preparation(self) -> Sequence[Transform]:
-        """Common labels, spacing, size."""
-        names = self.layout.label_names
-        labels = [int(names[k].removeprefix("label_")) for k in sorted(names) if k]
-        return [Conform(tuple(labels), self.isotropic, self.size)]
+        """Spacing, size."""
+        return [Conform(self.isotropic, self.size)]
 
-    def check_headers(self, pairs: Sequence[CasePair], progress: bool) -> None:
-        """Files open, and a label has its image's size; affines are not read."""
-        check_files(pairs, progress, common_grid=False, affines=False)
+    @cached_property
+    def chosen(self) -> dict[int, int]:
+        """Common labels of the files, under contiguous numbers, by which `labels` chooses them."""
+        names = self.layout.label_names
+        contiguous = {label: k for k, label in enumerate(sorted(names.keys() - {0}), start=1)}
+        kept = chosen_labels(self.labels, {k: names[label] for label, k in contiguous.items()})
+        return {label: k if kept is None else kept[k] for label, k in contiguous.items() if kept is None or k in kept}
+
+    @cached_property
+    def asked(self) -> Asked:
+        """A label map has its image's size; where files say that they lie is not read."""
+        return replace(super().asked, affines=False)
 
     def pairs(self, split: Split) -> list[CasePair]:
         """All ordered pairs for `test`.
@@ -109,27 +119,24 @@ def common_labels(cases: Sequence[Case], progress: bool = True) -> list[int]:
     Raises:
         ValueError: if there is none, or a label cannot be read or is no integer from 0 to 32767.
     """
-    problems, common = Problems(), set(range(1, 32768))
+    found, common = Findings(), set(range(1, LARGEST_LABEL + 1))
     for case in watched(cases, "Looking for common labels", progress):
-        found = _labels(cast(Path, case.label), problems)
-        if found is not None and common and not common & found:
-            problems.add(f"{case.label} shares no label with the subjects before it, expected at least one")
-        common &= found if found is not None else common
-    problems.stop()
+        path = cast(Path, case.label)
+        labels = _labels(path, found)
+        if labels is not None and common and not common & labels:
+            found.error(path, "shares no label with the subjects before it, expected at least one")
+        common &= labels if labels is not None else common
+    found.stop()
     return sorted(common)
 
 
-def _labels(path: Path, problems: Problems) -> set[int] | None:
+def _labels(path: Path, found: Findings) -> frozenset[int] | None:
+    header = usable_header(path, "the label of a case", found)
     try:
-        values = np.asarray(cast(Nifti1Image, nib.load(path)).dataobj)  # pyright: ignore[reportPrivateImportUsage]
-    except (*UNREADABLE, ValueError) as error:
-        problems.add(f"{path} cannot be read ({str(error).splitlines()[0]}), expected a label volume")
+        return label_map(path, header.values(), None, found)[1] if header is not None else None
+    except Unreadable as error:
+        found.error(path, error.sentence)
         return None
-    wrong = values[~((values == np.round(values)) & (values >= 0) & (values <= 32767))]
-    if wrong.size:
-        problems.add(f"{path} has the value {wrong[0]:g}, expected integers from 0 to 32767")
-        return None
-    return {int(label) for label in np.flatnonzero(np.bincount(values.astype(np.int64).ravel()))} - {0}
 
 
 def _subject_pairs(root: Path, brains: Brains) -> list[CasePair]:
@@ -138,7 +145,7 @@ def _subject_pairs(root: Path, brains: Brains) -> list[CasePair]:
     for image in _numbered(root, brains).values():
         label = image.name.replace("ana_strip", "seg_ana")
         folder = image.parent if brains == "IBSR18" else root / "Atlases"
-        cases.append(Case(image, folder / label, name=_stem(image).removesuffix("_ana_strip")))
+        cases.append(Case(image, folder / label, name=stem(image.name).removesuffix("_ana_strip")))
     return list(permutations(cases, 2))
 
 
@@ -174,15 +181,11 @@ def _check_exist(pairs: Sequence[CasePair]) -> None:
     Raises:
         FileNotFoundError: with up to five sentences.
     """
-    problems = Problems()
-    for case in dict.fromkeys(case for pair in pairs for case in pair):
+    found = Findings()
+    for case in unique_cases(pairs):
         for kind, path in case.volumes.items():
             if not path.is_file():
-                problems.add_missing(path, f"the {kind} of {case.id}")
+                found.error(path, f"{MISSING}, expected the {kind} of {case.id}")
             elif path.suffix == ".img" and not path.with_suffix(".hdr").is_file():
-                problems.add_missing(path.with_suffix(".hdr"), f"the header of {path.name}")
-    problems.stop()
-
-
-def _stem(path: Path) -> str:
-    return path.name.partition(".")[0]
+                found.error(path.with_suffix(".hdr"), f"{MISSING}, expected the header of {path.name}")
+    found.stop()

@@ -61,7 +61,7 @@ class NeuriteOASIS(VolumePairs):
         cases = [self._case(subject) for subject in subjects]
         end = train + val
         held_out = [list(pairwise(part)) for part in (cases[train:end], cases[end : end + test])]
-        return Layout(cases[:train], [], held_out[0], held_out[1], self._names()).checked(self.root)
+        return Layout(cases[:train], [], held_out[0], held_out[1], self._names())
 
     def _case(self, subject: str) -> Case:
         folder = self.root / subject
@@ -81,7 +81,7 @@ def colour_table(path: Path) -> dict[int, str]:
         ValueError: if a row does not start with a label and a name.
     """
     names = {}
-    for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for row, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         entries = line.replace(":", " ").split()
         if not entries or entries[0].startswith("#"):
             continue
@@ -108,7 +108,7 @@ def _subjects(root: Path) -> list[str]:
     if not listed.is_file():
         subjects = sorted(path.name for path in root.glob("OASIS_OAS1_*") if path.is_dir())
     else:
-        subjects = sorted(listed.read_text(encoding="utf-8").split())
+        subjects = sorted(listed.read_text(encoding="utf-8-sig").split())
     for one, two in pairwise(subjects):
         if one == two:
             raise ValueError(f"{listed} lists {one} twice, expected every subject once")

@@ -73,7 +73,7 @@ class NLST(Learn2Reg):
                     "a folder of another size"
                 )
             train, test = others[:first], others[-last:]
-        return Layout([], train, val, test, folder.label_names).checked(folder.source)
+        return Layout([], train, val, test, folder.label_names)
 
     def _pairs(self, folder: Folder) -> tuple[list[CasePair], list[CasePair]]:
         """Validation pairs, and all others in the order of their ids."""

@@ -69,7 +69,7 @@ class OASIS(Learn2Reg):
                     f"{folder.source} has {len(layout.cases)} subjects beside those of its validation pairs, expected "
                     "at least 2 to train with"
                 )
-            return layout.checked(folder.source)
+            return layout
         train, held, last = self.split_sizes or PAPER
         if len(cases) < train + held + last:
             raise ValueError(
@@ -78,4 +78,4 @@ class OASIS(Learn2Reg):
             )
         val = list(pairwise(cases[train : train + held]))
         test: list[CasePair] = list(pairwise(cases[train + held : train + held + last]))
-        return Layout(cases[:train], [], val, test, folder.label_names).checked(folder.source)
+        return Layout(cases[:train], [], val, test, folder.label_names)

@@ -111,10 +111,6 @@ class SyntheticPairs(PairDataModule):
         fixed_id, moving_id = _ids(split, index)
         return {**sample, "fixed_id": fixed_id, "moving_id": moving_id}
 
-    def pair_ids(self, split: Split) -> list[tuple[str, str]]:
-        """fixed_id and moving_id of every pair of a split; none is drawn."""
-        return [_ids(split, index) for index in range(self.counts[split])]
-
     def _smooth(self, channels: int, sigma: float, stream: Generator) -> Tensor:
         """Gaussian random fields (1, channels, *size) of unit standard deviation, uncorrelated beyond a few sigma."""
         x = gaussian_smooth(torch.randn(1, channels, *self.size, generator=stream), sigma, truncate=4.0)
@@ -174,6 +170,10 @@ class _Drawn(Dataset):
 
     def __len__(self) -> int:
         return self.module.counts[self.split]
+
+    def ids(self) -> list[tuple[str, str]]:
+        """fixed_id and moving_id of every pair; none is drawn."""
+        return [_ids(self.split, index) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> Sample:
         if index not in self._kept:
