@@ -216,3 +216,30 @@ def test_predict_writes_hu_of_a_moving_image_on_another_grid(tmp_path, command):
     np.testing.assert_allclose(
         np.asarray(warped.dataobj), expected(tmp_path / "moving.nii.gz", u, np.diag([2.0, 2, 2, 1])), atol=0.51
     )
+
+
+@pytest.mark.parametrize("unit", ["mm", "micron"])
+def test_a_command_writes_where_the_sform_says(tmp_path, command, unit):
+    """A1 and A5 from files to files: forms that disagree on the fixed side, in another unit; and fields read back."""
+    scale = np.diag([*[{"mm": 1.0, "micron": 1e3}[unit]] * 3, 1.0])
+    sform, qform = np.diag([2.0002, 2.0, 2.0, 1.0]), np.diag([2.0, 2.0, 2.0, 1.0])
+    qform[:3, 3] = 12, -8, 10
+    for name, values in zip(
+        ("fixed", "moving"), np.random.default_rng(0).integers(0, 99, (2, 16, 18, 14)), strict=True
+    ):
+        file = nib.Nifti1Image(values.astype(np.int16), scale @ sform)
+        file.set_qform(scale @ qform, 1)
+        file.set_sform(scale @ sform, 2)
+        file.header.set_xyzt_units(unit)
+        nib.save(file, tmp_path / f"{name}.nii.gz")
+    (tmp_path / "pairs.csv").write_text("fixed,moving\nfixed.nii.gz,moving.nii.gz\n")
+    data = ["--data", "PairsCSV", "--data.csv", tmp_path / "pairs.csv"]
+    quiet = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    command("predict", *IMAGE_SPACE, *data, *quiet, "--trainer.default_root_dir", "run")
+    for kind in ("disp", "warped"):
+        found = nib.load(f"run/predictions/{kind}_fixed_moving.nii.gz")
+        assert found.header.get_xyzt_units()[0] == "mm"
+        for form in (found.get_sform(), found.get_qform()):
+            np.testing.assert_allclose(form, sform, rtol=1e-5, atol=1e-5)
+    command("evaluate", "run/predictions", *data, *quiet[:2], "--out", "out")
+    assert (tmp_path / "out/metrics.csv").is_file()

@@ -197,8 +197,9 @@ def divided(layout: Layout) -> Layout:
     From the end, a tenth of the pairs (at least one) or of the cases (at least two, in consecutive pairs) each. A
     folder that is too small for both has one set for both; one too small for any is tested on its training pairs.
     """
-    rest, test = (layout, layout.test) if layout.test else _held_out(layout)
-    rest, val = _held_out(rest)
+    count = max(1, len(layout.train) // 10) if layout.train else max(2, len(layout.cases) // 10)
+    rest, test = (layout, layout.test) if layout.test else _held_out(layout, count)
+    rest, val = _held_out(rest, count)
     everything = layout.train or list(pairwise(layout.cases))
     val = val or test or everything
     parts = rest, replace(rest, val=val), replace(rest, test=test or val)
@@ -208,9 +209,8 @@ def divided(layout: Layout) -> Layout:
     return replace(rest, val=val, test=test or val, remarks=(f"{remark}validation, {counts[2]} for test",))
 
 
-def _held_out(layout: Layout) -> tuple[Layout, list[CasePair]]:
+def _held_out(layout: Layout, count: int) -> tuple[Layout, list[CasePair]]:
     """The layout without its last training pairs or cases, and the pairs of these; none if too few would be left."""
-    count = max(1, len(layout.train) // 10) if layout.train else max(2, len(layout.cases) // 10)
     if layout.train:
         enough = len(layout.train) > count
         return (replace(layout, train=layout.train[:-count]), layout.train[-count:]) if enough else (layout, [])
