@@ -223,7 +223,7 @@ def _disagreeing(header: Any) -> bool:  # noqa: ANN401
     if not isinstance(header, Nifti1Header) or not (int(header["sform_code"]) and int(header["qform_code"])):
         return False
     try:
-        one, two = header.get_qform(), header.get_sform()
+        one, two = (np.asarray(form, dtype=np.float64) for form in (header.get_qform(), header.get_sform()))
     except (HeaderDataError, ValueError, np.linalg.LinAlgError):
         return True
     return bool(np.abs(one - two)[:3, :3].max() > 0.05 * np.linalg.norm(two[:3, :3], axis=0).min())

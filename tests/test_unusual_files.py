@@ -283,14 +283,19 @@ def test_a_table_of_subjects(tmp_path: Path) -> None:
             SubjectsCSV(str(tmp_path / "bad.csv")).setup("test")
 
 
-def test_an_atlas_alone_may_have_labels(tmp_path: Path) -> None:
-    """D6: label propagation; the fixed image has none."""
+def test_an_atlas_alone_may_have_labels(tmp_path: Path, command) -> None:
+    """D6: label propagation; the fixed image has none, so that predict carries those of the atlas to its grid."""
     table = pair(tmp_path / "d")
     table.write_text("fixed,moving,moving_label\nfixed.nii.gz,moving.nii.gz,moving_label.nii.gz\n")
     module = PairsCSV(str(table))
     batch = first(module)
     assert "moving_label" in batch and "fixed_label" not in batch
     assert module.check().count("error") == 0
+    command("predict", *IDENTITY, "--data", "PairsCSV", "--data.csv", table, "--trainer.default_root_dir", tmp_path)
+    (written,) = (tmp_path / "predictions").glob("label_*.nii.gz")
+    header = read_header(written)
+    assert header.dtype == np.int16 and same_grid(header.affine, GRID)
+    np.testing.assert_array_equal(header.values(), phantom(SHIFT)[1])
 
 
 LAYOUT = '''

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dio_lightning.callbacks.files import replacing
+from dio_lightning.callbacks.pair_scores import one_pair
 from dio_lightning.callbacks.volumes import as_volume, grid_affine, save_volume, warped_file
 from dio_lightning.fields import on_moving_grid, resample, warp
 from dio_lightning.fields.files import half
 from dio_lightning.fields.names import Ids, full_name, listed_pairs, own_names, pair_name
+from dio_lightning.metrics import warp_label
 from dio_lightning.pair import Pair
 
 SUFFIX = {"nii": ".nii.gz", "npz": ".npz"}
@@ -41,6 +43,7 @@ class FieldWriter(BasePredictionWriter):
         self,
         out: str | None = None,
         warped: bool = True,
+        labels: bool | None = None,
         overwrite: bool = False,
         format: Literal["nii", "npz"] = "nii",
         resolution: Literal["full", "half"] = "full",
@@ -52,6 +55,8 @@ class FieldWriter(BasePredictionWriter):
         Args:
             out: folder; by default `predictions` under the trainer's default_root_dir.
             warped: write the warped moving images too, on the full grid.
+            labels: write the moving label maps too, warped to the nearest voxel of the full grid (0 outside), as
+                label_<fixed>_<moving>.nii.gz; by default those of pairs whose fixed image has none, as for an atlas.
             overwrite: replace the fields of an earlier run.
             format: of the displacements, `nii` (compressed NIfTI) or `npz` (compressed NumPy).
             resolution: of the displacements, `full` or `half`.
@@ -69,7 +74,7 @@ class FieldWriter(BasePredictionWriter):
             )
         if dtype not in (None, "float32", *(["float16"] if format == "npz" else [])):
             raise ValueError(f"FieldWriter: dtype is {dtype!r}, expected float32, or float16 with format npz")
-        self.out, self.warped, self.overwrite = out, warped, overwrite
+        self.out, self.warped, self.labels, self.overwrite = out, warped, labels, overwrite
         self.format, self.resolution, self.channels = format, resolution, channels
         self.dtype = np.dtype(dtype or ("float32" if format == "nii" else "float16"))
         self._names: dict[Ids, tuple[str, ...]] = {}
@@ -122,6 +127,7 @@ class FieldWriter(BasePredictionWriter):
                 # left by an earlier run under another name of the pair, it would contradict the new one
                 for suffix in SUFFIX.values():
                     (folder / f"disp_{other}{suffix}").unlink(missing_ok=True)
+            self._save_label(folder / f"label_{name}.nii.gz", u[sample : sample + 1], one_pair(batch, sample), affine)
             if moved is not None:
                 save_volume(folder / f"warped_{name}.nii.gz", as_volume(moved[sample])[..., 0], affine)
             elif files is not None and self.warped:
@@ -149,6 +155,12 @@ class FieldWriter(BasePredictionWriter):
         for suffix in SUFFIX.values():
             if suffix != SUFFIX[self.format]:
                 stem.with_name(stem.name + suffix).unlink(missing_ok=True)
+
+    def _save_label(self, path: Path, u: Tensor, pair: Pair, affine: NDArray[np.float64]) -> None:
+        wanted = "fixed_label" not in pair if self.labels is None else self.labels
+        if wanted and "moving_label" in pair:
+            label = warp_label(pair["moving_label"], on_moving_grid(u, pair))[0, 0].cpu().numpy()
+            save_volume(path, label.reshape(*label.shape, *[1] * (3 - label.ndim)), affine)
 
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.out) if self.out is not None else Path(trainer.default_root_dir) / "predictions"
