@@ -41,7 +41,8 @@ class FiniteSteps(LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         """Differentiates a finite loss; of another one no process computes a gradient."""
-        finite = self._on_all(loss.detach().isfinite().all())
+        # where every solve has failed, the loss is that of fields that no weight has made
+        finite = self._on_all(loss.detach().isfinite().all() & loss.requires_grad)
         self._spoiled = self._spoiled or not finite
         # the scaler must see the gradient, or it would find no step to judge
         if finite or self._scaler is not None:
