@@ -1,5 +1,7 @@
 """Checkpoints as files: whether one is whole, what it holds, and the config that belongs to it."""
 
+import errno
+import struct
 import zipfile
 from os import PathLike
 from pathlib import Path
@@ -9,6 +11,8 @@ import torch
 
 CONFIG = "dio_lightning_config"
 """Key of a checkpoint under which its resolved config lies, as YAML text."""
+
+NO_ARCHIVE = "it was cut off, or is no checkpoint"
 
 
 def damage(path: str | PathLike[str]) -> str | None:
@@ -22,14 +26,18 @@ def damage(path: str | PathLike[str]) -> str | None:
         return "it is empty"
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-            unread = {entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError, ValueError):
+            # torch compresses nothing: an entry that says so has been altered, and must not be unpacked
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            broken = packed[0] if packed else archive.testzip()
+    except (zipfile.BadZipFile, struct.error, EOFError, OverflowError, RuntimeError, ValueError):
         # what is no whole archive raises any of these, by where it is broken
-        return "it was cut off, or is no checkpoint"
-    if broken is None and not unread:
-        return None
-    return f"the bytes of {broken or unread.pop()} are not those that were written"
+        return NO_ARCHIVE
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # an altered offset, before the file's begin
+        return NO_ARCHIVE
+    return None if broken is None else f"the bytes of {broken} are not those that were written"
 
 
 def read_checkpoint(path: str | PathLike[str], map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:  # noqa: ANN401

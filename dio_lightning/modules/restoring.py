@@ -66,4 +66,4 @@ def _built(kind: type[Module], path: Path, config: dict[str, Any] | None, argume
     parser.add_class_arguments(found, "model", skip=set(arguments), instantiate=False)
     given = {key: value for key, value in config.get("init_args", {}).items() if key not in arguments}
     parts = parser.instantiate_classes(parser.parse_object({"model": given}))["model"]
-    return found(**vars(parts), **arguments)
+    return found(**parts.as_dict(), **arguments)
