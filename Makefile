@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench bench-data clean
+.PHONY: help setup demo check test test-poisoned bench bench-data clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## install into .venv (done once; again when pyproject.toml or constraints.txt change)
 
@@ -36,6 +36,9 @@ check: setup  ## lint, format and types
 
 test: setup  ## the test suite (tests on real anatomy run when DIO_DATA names its folder)
 	$(BIN)/python -m pytest
+
+test-poisoned: setup  ## the suite with NaN in all memory that nobody has written: finds what reads it
+	MALLOC_PERTURB_=165 DIO_POISON=1 $(BIN)/python -m pytest
 
 bench: setup  ## speed and memory of the inner loop: a table and build/bench.json
 	$(BIN)/python benchmarks/bench.py

@@ -7,17 +7,25 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from dio_lightning.callbacks.checkpoints import Best, Last, newest
 from dio_lightning.callbacks.files import replacing, write_atomic
+from dio_lightning.checkpoint_files import CONFIG, config_text, read_checkpoint
 
-CONFIG = "dio_lightning_config"
-"""Key of a checkpoint under which its resolved config lies, as YAML text."""
+__all__ = [
+    "CONFIG",
+    "AtomicCheckpointIO",
+    "Best",
+    "Last",
+    "export_weights",
+    "load_weights",
+    "newest",
+    "trained_config",
+]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -26,33 +34,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: object = None
     ) -> None:
-        """Write a checkpoint; whoever opens the path sees the old one or the new one."""
-        with replacing(path) as temporary:
-            torch.save(checkpoint, temporary)
+        """Write a checkpoint; whoever opens the path sees the old one or the new one, even if the machine stops."""
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any = lambda storage, location: storage,  # noqa: ANN401
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint that is whole; plain data alone unless `weights_only` is False.
 
-class Best(ModelCheckpoint):
-    """best.ckpt by validation Dice; data without labels have none."""
-
-    def __init__(self, dirpath: str | Path, monitor: str = "val/dice", mode: str = "max") -> None:
-        super().__init__(dirpath, "best", monitor, mode=mode, enable_version_counter=False)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score so far; that of a run in another folder says nothing of this one."""
-        if state_dict.get("dirpath") == self.dirpath:
-            super().load_state_dict(state_dict)
-
-    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        # Lightning raises here when validation ran and did not log the score
-        if self.monitor in monitor_candidates:
-            super()._save_topk_checkpoint(trainer, monitor_candidates)
-
-
-class Last(ModelCheckpoint):
-    """last.ckpt after every epoch; ModelCheckpoint's own `save_last` follows the best and may be epochs behind."""
-
-    def __init__(self, dirpath: str | Path) -> None:
-        super().__init__(dirpath, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a checkpoint, or one that has been cut or altered since it was written.
+        """
+        return read_checkpoint(path, map_location, weights_only is not False)
 
 
 def trained_config(path: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def trained_config(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such checkpoint, or no config in it or beside it.
         ValueError: not a checkpoint.
     """
-    config = yaml.safe_load(_config_text(path)) or {}
+    config = yaml.safe_load(config_text(path)) or {}
     kept = {key: config[key] for key in ("seed_everything", "model", "data") if config.get(key) is not None}
     callbacks = (config.get("trainer") or {}).get("callbacks")
     return kept | ({"trainer": {"callbacks": callbacks}} if callbacks else {})
@@ -104,7 +104,7 @@ def export_weights(checkpoint: Path, out: Path, overwrite: bool = False, half: b
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists: choose another name, or pass --overwrite")
     text = yaml.safe_dump(_portable(trained_config(checkpoint)), sort_keys=False)
-    state = _load(checkpoint)["state_dict"]
+    state = read_checkpoint(checkpoint)["state_dict"]
     weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
     if half:
         weights = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
@@ -113,34 +113,6 @@ def export_weights(checkpoint: Path, out: Path, overwrite: bool = False, half: b
         # save_file would make a file that only its owner may read
         temporary.write_bytes(save(weights, metadata={"format": "pt", "config_sha256": digest}))
     write_atomic(out.with_suffix(".yaml"), text)
-
-
-def _config_text(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if path.suffix == ".safetensors":
-        places = [path.with_suffix(".yaml")]
-    else:
-        text = _load(path).get(CONFIG)
-        if isinstance(text, str):
-            return text
-        places = [folder / "config.yaml" for folder in list(path.resolve().parents)[:3]]
-    for place in places:
-        if place.is_file():
-            return place.read_text(encoding="utf-8")
-    raise FileNotFoundError(f"{path} has no config: expected {' or '.join(map(str, places))}")
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for bytes that are no checkpoint
-        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is not a Lightning checkpoint: it has no state_dict")
-    return checkpoint
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import logging
+import signal
 from argparse import ArgumentParser
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +14,18 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from dio_lightning.callbacks.files import write_atomic
+from dio_lightning.callbacks.checkpoints import Best, Last, newest
+from dio_lightning.callbacks.files import remove_leftovers, write_atomic
 from dio_lightning.callbacks.panels import Panels
 from dio_lightning.callbacks.scores import RegistrationScores
+from dio_lightning.callbacks.signals import StopAtSignal
 from dio_lightning.callbacks.writer import FieldWriter
-from dio_lightning.checkpoints import CONFIG, AtomicCheckpointIO, Best, Last, load_weights, trained_config
+from dio_lightning.checkpoint_files import CONFIG, damage
+from dio_lightning.checkpoints import AtomicCheckpointIO, load_weights, trained_config
 from dio_lightning.errors import debugging, fail
 from dio_lightning.modules import RegistrationModule
 
@@ -36,6 +42,10 @@ SUBCOMMAND_DEFAULTS = {
     # fields of all pairs together need not fit into memory: FieldWriter has them on disk
     "predict": {"return_predictions": False},
 }
+
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a command that SIGTERM has ended, as shells count it."""
 
 
 class Parser(LightningArgumentParser):
@@ -58,6 +68,7 @@ class RunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write config.yaml."""
+        remove_leftovers(Path(trainer.default_root_dir))
         write_atomic(Path(trainer.default_root_dir) / "config.yaml", self.text)
         for logger in trainer.loggers:
             if logger.log_dir is not None:
@@ -103,7 +114,10 @@ class RegistrationCLI(LightningCLI):
             csv = CSVLogger(root, name="logs")
             config["logger"] = [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
         config["callbacks"] = self._with_defaults(given, root, config)
-        config["plugins"] = config["plugins"] or AtomicCheckpointIO()
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super()._instantiate_trainer(config, callbacks)
 
     def _with_defaults(self, given: list[Callback], root: Path, config: dict[str, Any]) -> list[Callback]:
@@ -118,6 +132,8 @@ class RegistrationCLI(LightningCLI):
             others.append(Panels())
         if self.subcommand == "predict":
             others.append(FieldWriter())
+        # last: what ends a command comes after everything that a batch leaves
+        others.append(StopAtSignal())
         kinds = {type(callback) for callback in given}
         kept = [callback for callback in others if type(callback) not in kinds]
         everything = [*([] if RegistrationScores in kinds else [scores]), *given, *kept]
@@ -153,7 +169,8 @@ class RegistrationCLI(LightningCLI):
         if wanted in ("last", "best"):
             callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
             folders = [Path(c.dirpath) for c in callbacks if c.dirpath is not None]
-            path = next((f / f"{wanted}.ckpt" for f in folders if (f / f"{wanted}.ckpt").is_file()), None)
+            found = [newest(f) if wanted == "last" else f / "best.ckpt" for f in folders]
+            path = next((file for file in found if file is not None and file.is_file()), None)
             if path is None and self.subcommand == "fit":
                 rank_zero_info(f"no {wanted} checkpoint under {self.trainer.default_root_dir} yet: starting afresh")
                 return None
@@ -164,6 +181,8 @@ class RegistrationCLI(LightningCLI):
         if path.suffix == ".safetensors":
             load_weights(self.model, path)
             return None
+        if reason := damage(path):
+            raise ValueError(f"{path} is not a readable checkpoint: {reason}")
         return str(path)
 
 
@@ -194,4 +213,9 @@ def prepare() -> None:
 def run(args: list[str]) -> None:
     """Parse the arguments, build the experiment and run it."""
     prepare()
-    RegistrationCLI(args)
+    try:
+        terminated = RegistrationCLI(args).trainer.received_sigterm
+    except SIGTERMException:
+        terminated = True
+    if terminated:
+        raise SystemExit(TERMINATED)

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a process, the real-data folder, and the skip of `real` tests without it."""
+"""Shared by all tests: one thread a process, the real-data folder, the skip of `real` tests without it, poison."""
 
 import csv
 import os
@@ -29,6 +29,18 @@ def data_root() -> Path:
 def seed() -> None:
     """Every test starts from the same random state, alone or in the suite."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """With DIO_POISON=1, memory that is read before it was written holds NaN (`make test-poisoned`)."""
+    if os.environ.get("DIO_POISON", "0") in ("", "0"):
+        yield
+        return
+    from poison import poisoned
+
+    with poisoned():
+        yield
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ FLOORS = {
     "dio_lightning.errors": 0,
     "dio_lightning.findings": 0,
     "dio_lightning.headers": 0,
+    "dio_lightning.checkpoint_files": 0,
     "dio_lightning.checkpoints": 6,
     "dio_lightning.experiment": 6,
     "dio_lightning.studies": 6,

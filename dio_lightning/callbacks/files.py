@@ -22,6 +22,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder; those still at work here keep theirs."""
+    for path in folder.glob(".*.*"):
+        number = path.name.split(".")[1]
+        if number.isdecimal() and (int(number) == os.getpid() or not _running(int(number))):
+            path.unlink(missing_ok=True)
+
+
+def _running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def write_atomic(path: str | os.PathLike[str], text: str) -> None:
     """Write UTF-8 text to a path, replacing a file that is there; a reader never sees a part of it."""
     with replacing(path) as temporary:

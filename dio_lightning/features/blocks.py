@@ -6,9 +6,17 @@ from torch import Tensor, nn
 from dio_lightning.networks.blocks import conv
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation; a group of one value becomes its bias, where torch's class refuses it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Same shape as the input."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with 8 groups, or 1 if 8 does not divide the channels."""
-    return nn.GroupNorm(8 if channels % 8 == 0 else 1, channels)
+    return GroupNorm(8 if channels % 8 == 0 else 1, channels)
 
 
 class InstanceNorm(nn.Module):

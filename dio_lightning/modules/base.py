@@ -1,22 +1,27 @@
 """What every method shares: a pair in, a displacement out, one step for training and evaluation."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from os import PathLike
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 
 from dio_lightning.fields import on_one_grid, resize
 from dio_lightning.implicit import Solution
 from dio_lightning.losses import Objective, at_size
+from dio_lightning.modules.finite import FiniteSteps
+from dio_lightning.modules.restoring import restored
 from dio_lightning.pair import Pair
 
 
-class RegistrationModule(LightningModule):
+class RegistrationModule(FiniteSteps):
     """Pair in, displacement out; a subclass's `forward` says how it is found.
+
+    What is not finite never reaches a weight (`FiniteSteps`).
 
     Args:
         objective: the training loss; evaluation logs it too where the pair has what it needs.
@@ -74,6 +79,31 @@ class RegistrationModule(LightningModule):
     def register(self, pair: Pair) -> Float[Tensor, "b d *s"]:
         """The displacement on the pair's grid."""
         return self._solve(pair)[2]
+
+    @_restricted_classmethod  # as Lightning's: called on a module, it would leave that module untrained
+    def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        checkpoint_path: str | PathLike[str],
+        map_location: Any = None,  # noqa: ANN401
+        *,
+        strict: bool = True,
+        weights_only: bool = True,
+        **arguments: Any,  # noqa: ANN401
+    ) -> Self:
+        """The trained module, built from the config that the checkpoint carries.
+
+        Args:
+            checkpoint_path: a checkpoint that `fit` or a Trainer wrote.
+            map_location: where its tensors go, as `torch.load` takes it; on the CPU by default.
+            strict: whether weights may neither be missing nor unknown.
+            weights_only: whether the file may hold plain data alone; one that may hold objects may run any program.
+            **arguments: of the constructor, in place of the config's; all of them if there is no config.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a whole checkpoint, one of another method, or one without config and not all arguments.
+        """
+        return restored(cls, checkpoint_path, map_location or "cpu", strict, weights_only, arguments)
 
     def check_trainable(self) -> None:
         """Raises ValueError if there is nothing to train, or nothing to train it with."""

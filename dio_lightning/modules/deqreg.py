@@ -137,6 +137,10 @@ class DEQReg(RegistrationModule):
         self._report({**terms, "loss": loss}, [s for s, _ in seen], "train", len(work["fixed"]))
         return loss
 
+    def on_skipped_step(self) -> None:
+        """The last state is of the batch that was not finite: no step goes on from it."""
+        self._last = None
+
     def validation_step(self, pair: Pair, index: int) -> dict[str, Tensor]:
         """The displacement of one batch and its loss; logs the spectral radius if asked."""
         found = super().validation_step(pair, index)

@@ -4,17 +4,56 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from monai.networks.layers.factories import Conv, Pool
+from monai.networks.layers.factories import Pool
 from torch import Tensor, nn
 
 Precision = Literal["float32", "bfloat16"]
 
 
+class Conv2d(nn.Conv2d):
+    """torch's, but on CPUs grids that its kernel hardly fits are computed in float32 (`too_small`)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As torch's."""
+        return _in_float32(self, input) if too_small(self, input) else super().forward(input)
+
+
+class Conv3d(nn.Conv3d):
+    """torch's, but on CPUs grids that its kernel hardly fits are computed in float32 (`too_small`)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As torch's."""
+        return _in_float32(self, input) if too_small(self, input) else super().forward(input)
+
+
+def too_small(layer: nn.Conv2d | nn.Conv3d, x: Float[Tensor, "b c *s"]) -> bool:
+    """Whether a convolution would run in 16 bits and must not: on a CPU, an extent below the kernel's (at least 3).
+
+    oneDNN's bfloat16 convolutions for CPUs with AVX512-BF16 read uninitialised memory in the gradient of the weights
+    where input or output has an extent of at most 2 voxels under a kernel of 3. The coarsest scales cost next to
+    nothing, so larger kernels get the same margin.
+    """
+    if x.device.type != "cpu" or x.dtype == torch.float64:
+        return False
+    extents = [-(-extent // step) for extent, step in zip(x.shape[2:], layer.stride, strict=True)]
+    sixteen_bits = torch.is_autocast_enabled("cpu") or x.dtype != torch.float32
+    return sixteen_bits and min(extents) < max(3, *layer.kernel_size)
+
+
+def _in_float32(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """The convolution in float32; its result too, unless the layer itself is in 16 bits."""
+    bias = None if layer.bias is None else layer.bias.float()
+    with torch.autocast("cpu", enabled=False):
+        result = layer._conv_forward(x.float(), layer.weight.float(), bias)
+    return result.to(layer.weight.dtype)
+
+
 def conv(
     spatial_dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, bias: bool = True
 ) -> nn.Module:
-    """Convolution that keeps the size (or divides it by the stride)."""
-    return Conv[Conv.CONV, spatial_dims](inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
+    """Convolution that keeps the size (or divides it by the stride), in 2 or 3 dimensions."""
+    kind = Conv2d if spatial_dims == 2 else Conv3d
+    return kind(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias)
 
 
 def conv_leaky(spatial_dims: int, inputs: int, outputs: int) -> nn.Sequential:

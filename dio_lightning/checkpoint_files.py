@@ -1,0 +1,87 @@
+"""Checkpoints as files: whether one is whole, what it holds, and the config that belongs to it."""
+
+import errno
+import struct
+import zipfile
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CONFIG = "dio_lightning_config"
+"""Key of a checkpoint under which its resolved config lies, as YAML text."""
+
+NO_ARCHIVE = "it was cut off, or is no checkpoint"
+
+
+def damage(path: str | PathLike[str]) -> str | None:
+    """What is wrong with a checkpoint's bytes, in a few words; None if they are as they were written.
+
+    A checkpoint is a ZIP archive, in which torch stores the CRC-32 of every tensor. It never looks at them when it
+    reads: a bit that has flipped on a disk would be a wrong weight.
+    """
+    path = Path(path)
+    if path.stat().st_size == 0:
+        return "it is empty"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch compresses nothing: an entry that says so has been altered, and must not be unpacked
+            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            broken = packed[0] if packed else archive.testzip()
+    except (zipfile.BadZipFile, struct.error, EOFError, OverflowError, RuntimeError, ValueError):
+        # what is no whole archive raises any of these, by where it is broken
+        return NO_ARCHIVE
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # an altered offset, before the file's begin
+        return NO_ARCHIVE
+    return None if broken is None else f"the bytes of {broken} are not those that were written"
+
+
+def read_checkpoint(path: str | PathLike[str], map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:  # noqa: ANN401
+    """A Lightning checkpoint whose bytes are whole.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, or one that has been cut or altered since it was written.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if reason := damage(path):
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+    except Exception as error:  # torch raises a dozen kinds for bytes that are no checkpoint
+        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__})") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is not a Lightning checkpoint: it has no state_dict")
+    return checkpoint
+
+
+def config_text(path: Path, checkpoint: dict[str, Any] | None = None) -> str:
+    """The resolved config, as YAML, that lies in a checkpoint or beside it (beside it for .safetensors).
+
+    Args:
+        path: the file.
+        checkpoint: what `read_checkpoint` gave for it, so that it is not read again.
+
+    Raises:
+        FileNotFoundError: no such checkpoint, or no config.
+        ValueError: not a checkpoint.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.suffix == ".safetensors":
+        places = [path.with_suffix(".yaml")]
+    else:
+        text = (checkpoint or read_checkpoint(path)).get(CONFIG)
+        if isinstance(text, str):
+            return text
+        places = [folder / "config.yaml" for folder in list(path.resolve().parents)[:3]]
+    for place in places:
+        if place.is_file():
+            return place.read_text(encoding="utf-8")
+    raise FileNotFoundError(f"{path} has no config: expected {' or '.join(map(str, places))}")

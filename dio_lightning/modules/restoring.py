@@ -1,0 +1,69 @@
+"""A trained module from its checkpoint alone."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule
+
+from dio_lightning.checkpoint_files import CONFIG, config_text, read_checkpoint
+
+Module = TypeVar("Module", bound=LightningModule)
+
+
+def restored(
+    kind: type[Module],
+    path: str | PathLike[str],
+    map_location: Any,  # noqa: ANN401
+    strict: bool,
+    weights_only: bool,
+    arguments: Mapping[str, Any],
+) -> Module:
+    """The module of a checkpoint; see `RegistrationModule.load_from_checkpoint`."""
+    path = Path(path)
+    checkpoint = read_checkpoint(path, map_location, weights_only)
+    # a config beside the file may be that of another run: with arguments at hand it is not looked for
+    beside = CONFIG not in checkpoint and not arguments
+    config = _model_config(path, checkpoint) if CONFIG in checkpoint or beside else None
+    module = _built(kind, path, config, arguments)
+    module.on_load_checkpoint(checkpoint)
+    try:
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    except RuntimeError as error:
+        first, *others = str(error).splitlines()[1:] or [str(error)]
+        raise ValueError(
+            f"{path}: weights do not fit the module: {first.strip()} ({1 + len(others)} such problems)"
+        ) from error
+    devices = {value.device for value in checkpoint["state_dict"].values()}
+    return module.to(devices.pop()) if len(devices) == 1 else module
+
+
+def _model_config(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        config = yaml.safe_load(config_text(path, checkpoint)) or {}
+    except FileNotFoundError:
+        return None
+    return config.get("model")
+
+
+def _built(kind: type[Module], path: Path, config: dict[str, Any] | None, arguments: Mapping[str, Any]) -> Module:
+    if config is None:
+        try:
+            return kind(**arguments)
+        except TypeError as error:
+            raise ValueError(
+                f"{path} has no config, so that all arguments of {kind.__name__} must be given ({error})"
+            ) from error
+    place, name = config["class_path"].rsplit(".", 1)
+    found = getattr(import_module(place), name)
+    if not issubclass(found, kind):
+        raise ValueError(f"{path} is a checkpoint of {name}, expected one of {kind.__name__}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(found, "model", skip=set(arguments), instantiate=False)
+    given = {key: value for key, value in config.get("init_args", {}).items() if key not in arguments}
+    parts = parser.instantiate_classes(parser.parse_object({"model": given}))["model"]
+    return found(**parts.as_dict(), **arguments)
