@@ -80,14 +80,14 @@ class FieldWriter(BasePredictionWriter):
         if stage != "predict":
             return
         self._written = {}
-        folder = self._folder(trainer)
+        folder = self.folder(trainer)
         first = next(iter(sorted(path for suffix in SUFFIX.values() for path in folder.glob(f"disp_*{suffix}"))), None)
         # every process looks before the first one writes
         trainer.strategy.barrier()
         if first is not None and not self.overwrite:
             raise FileExistsError(
                 f"{first} exists: choose another folder (FieldWriter.out or trainer.default_root_dir), "
-                "or set FieldWriter.overwrite to true"
+                "or give --overwrite"
             )
 
     def write_on_batch_end(
@@ -102,7 +102,7 @@ class FieldWriter(BasePredictionWriter):
     ) -> None:
         """Write the pairs of a batch; `prediction` is the displacement (b, d, *s)."""
         u: Tensor = prediction.detach().float()
-        folder = self._folder(trainer)
+        folder = self.folder(trainer)
         moved = warp(batch["moving"].to(u), on_moving_grid(u, batch)) if self.warped else None
         for sample in range(len(u)):
             index = batch_indices[sample] if batch_indices else batch_idx * len(u) + sample
@@ -134,7 +134,8 @@ class FieldWriter(BasePredictionWriter):
             if suffix != SUFFIX[self.format]:
                 stem.with_name(stem.name + suffix).unlink(missing_ok=True)
 
-    def _folder(self, trainer: Trainer) -> Path:
+    def folder(self, trainer: Trainer) -> Path:
+        """Where the files go."""
         return Path(self.out) if self.out is not None else Path(trainer.default_root_dir) / "predictions"
 
     def _name(self, batch: Pair, sample: int, index: str) -> str:
