@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## train DIO on synthetic pairs, test it on unseen ones, beside the same solver on raw intensities
-	$(BIN)/dio-lightning fit --config experiments/dio/demo.yaml
-	$(BIN)/dio-lightning test --config experiments/dio/demo.yaml --ckpt_path last
-	$(BIN)/dio-lightning test --config experiments/classical/demo_intensity.yaml
+	$(BIN)/dio-lightning fit --config experiments/dio/demo.yaml --overwrite
+	$(BIN)/dio-lightning test --config experiments/dio/demo.yaml --ckpt_path last --overwrite
+	$(BIN)/dio-lightning test --config experiments/classical/demo_intensity.yaml --overwrite
 	@echo
 	@echo "Tables (metrics.csv, metrics_per_label.csv, summary.json) and pictures (panels/*.png):"
 	@echo "  DIO              runs/demo/dio/"

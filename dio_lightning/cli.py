@@ -1,14 +1,13 @@
 """The command line. Heavy imports wait until there is something to do, so that help and usage errors are quick."""
 
-import argparse
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from dio_lightning import __version__
 from dio_lightning.errors import debugging, fail, user_message
+from dio_lightning.usage import CommandParser, nearest
 
 USAGE = f"""dio-lightning {__version__}: deformable image registration by implicit layers
 
@@ -23,15 +22,12 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
   dio-lightning study    NAME WEIGHTS [WEIGHTS ...] --out FOLDER
 
-Later --config files win over earlier ones, the command line over all of them, and all of them over the checkpoint.
+Options may come in any order. Later --config files win over earlier ones, the command line over all of them, and all of
+them over the checkpoint.
+The last line of a command names the folder that it wrote; --overwrite lets it replace another run's files.
 `dio-lightning fit --help` lists every option, `dio-lightning fit --config CONFIG --print_config` what they are set to.
 With DIO_DEBUG=1 errors keep their traceback.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"{self.prog.split()[-1]}: {message}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -60,7 +56,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def _dispatch(argv: list[str]) -> None:
     commands = ("fit", "validate", "test", "predict", "export", "compare", "study", "check", "evaluate", "submit")
     if argv[0] not in commands:
-        fail(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}")
+        hint = nearest(argv[0], commands)
+        fail(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}{hint}")
     if argv[0] == "export":
         return _export(argv[1:])
     if argv[0] == "compare":
@@ -85,7 +82,7 @@ def _dispatch(argv: list[str]) -> None:
 
 
 def _export(argv: list[str]) -> None:
-    parser = _Parser("dio-lightning export", description="Weights as safetensors, beside their resolved config.")
+    parser = CommandParser("dio-lightning export", description="Weights as safetensors, beside their resolved config.")
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit wrote")
     parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
     parser.add_argument("--half", action="store_true", help="round the weights to float16, in half the space")
@@ -98,7 +95,9 @@ def _export(argv: list[str]) -> None:
 
 
 def _compare(argv: list[str]) -> None:
-    parser = _Parser("dio-lightning compare", description="Test runs in one table, with paired significance tests.")
+    parser = CommandParser(
+        "dio-lightning compare", description="Test runs in one table, with paired significance tests."
+    )
     runs = "folder that test wrote, or NAME=FOLDER; one NAME several times: seeds of one method"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=runs)
     out = "Markdown file to write; TABLE.tex, TABLE.csv and TABLE_pvalues.csv lie beside it"
@@ -114,6 +113,7 @@ def _compare(argv: list[str]) -> None:
         options.runs, options.out, options.reference, options.metrics, options.alpha, overwrite=options.overwrite
     )
     print(table, end="")
+    print(f"wrote {options.out} and its .tex, .csv and _pvalues.csv")
 
 
 def _silence() -> None:
@@ -121,5 +121,6 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message="The dirpath has changed from.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="(monai|torch|lightning)")
     warnings.filterwarnings("ignore", category=FutureWarning, module="(monai|torch|lightning)")

@@ -57,7 +57,7 @@ def one_sentence(message: str) -> str:
     keys: list[str] = []
     reasons: list[str] = []
     where = ""
-    for line in (raw.strip(" -") for raw in message.splitlines()):
+    for line in (raw.strip().removeprefix("- ") for raw in message.splitlines()):
         key = re.match(r'Parser key "([^"]+)":\s*', line)
         if key:
             keys.append(key[1])

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import logging
+import reprlib
 import signal
 from argparse import ArgumentParser
 from functools import cached_property
@@ -12,12 +13,14 @@ from typing import Any, NoReturn
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from dio_lightning.arguments import ordered, short, without_leftovers
 from dio_lightning.callbacks.checkpoints import Best, Last, newest
 from dio_lightning.callbacks.files import remove_leftovers, write_atomic
 from dio_lightning.callbacks.panels import Panels
@@ -27,12 +30,15 @@ from dio_lightning.callbacks.writer import FieldWriter
 from dio_lightning.checkpoint_files import CONFIG, damage
 from dio_lightning.checkpoints import AtomicCheckpointIO, load_weights, trained_config
 from dio_lightning.errors import debugging, fail
+from dio_lightning.folder_cli import FolderCLI
 from dio_lightning.modules import RegistrationModule
+from dio_lightning.run_folders import default_folder, names_folder
+from dio_lightning.usage import explained, options_of
+from dio_lightning.variants import variant
 
 TRAINER_DEFAULTS = {
     # the solver differentiates inside validation, test and prediction too
     "inference_mode": False,
-    "default_root_dir": "runs/latest",
 }
 
 
@@ -55,11 +61,15 @@ class Parser(LightningArgumentParser):
         """Print the sentence and exit with code 2."""
         if not self.exit_on_error or debugging():
             super().error(message, ex)
-        fail(message)
+        fail(explained(message, options_of(self)))
 
 
 class RunConfig(SaveConfigCallback):
-    """Leaves the resolved config in the run's folder, in the log's folder and in every checkpoint."""
+    """Leaves the resolved config in the run's folder, in the log's folder and in every checkpoint.
+
+    That of a training is config.yaml; those of validate, test and predict are config_<command>.yaml, so that a test in
+    the folder of a training leaves what it was trained with.
+    """
 
     @cached_property
     def text(self) -> str:
@@ -67,9 +77,11 @@ class RunConfig(SaveConfigCallback):
         return self.parser.dump(self.config, skip_none=False)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write config.yaml."""
+        """Write the config of this command."""
         remove_leftovers(Path(trainer.default_root_dir))
-        write_atomic(Path(trainer.default_root_dir) / "config.yaml", self.text)
+        command = TrainerFn(stage).value
+        name = "config.yaml" if command == "fit" else f"config_{command}.yaml"
+        write_atomic(Path(trainer.default_root_dir) / name, self.text)
         for logger in trainer.loggers:
             if logger.log_dir is not None:
                 write_atomic(Path(logger.log_dir) / "config.yaml", self.text)
@@ -79,16 +91,24 @@ class RunConfig(SaveConfigCallback):
         checkpoint[CONFIG] = self.text
 
 
-class RegistrationCLI(LightningCLI):
+class RegistrationCLI(FolderCLI):
     """LightningCLI with our defaults; a command line that changes the solver at test time is obeyed."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], folder: Path | None = None) -> None:
+        """Build the experiment and run it.
+
+        Args:
+            args: the command line, the command first.
+            folder: of the run, where neither the command line nor a config names one.
+        """
+        self.named = folder is None and names_folder(args)
+        self.folder = folder or default_folder(args)
         super().__init__(
             RegistrationModule,
             LightningDataModule,
             save_config_callback=RunConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=TRAINER_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS | {"default_root_dir": str(self.folder)},
             seed_everything_default=0,
             parser_class=Parser,
             # an abbreviation is a misspelt key that happens to work
@@ -101,7 +121,16 @@ class RegistrationCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Parse the command line behind the config of the checkpoint that it names."""
-        self.config = parser.parse_args(with_checkpoint_config(args))
+        typed = ordered(args)
+        sources = with_checkpoint_config(typed)
+        self.variant = variant(sources, trained=sources is not typed)
+        words, changes = without_leftovers(sources)
+        for change in changes:
+            for key, value in change.left.items():
+                place, kinds = ".".join((*change.place, key)), f"{short(change.old)}, not {short(change.new)}"
+                rank_zero_info(f"{place} is no longer {reprlib.repr(value)}: it was set for {kinds}")
+        self.config = parser.parse_args(words)
+        self.take_overwrite()
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would put the checkpoint's settings over the command line, silently."""
@@ -109,7 +138,7 @@ class RegistrationCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
-        root = Path(config["default_root_dir"])
+        root = self._root(config)
         if config["logger"] in (None, True):
             csv = CSVLogger(root, name="logs")
             config["logger"] = [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
@@ -139,15 +168,15 @@ class RegistrationCLI(LightningCLI):
         everything = [*([] if RegistrationScores in kinds else [scores]), *given, *kept]
         for callback in everything:
             if isinstance(callback, RegistrationScores):
-                config_now = self.config[str(self.subcommand)]
-                callback.config_text = self._parser(self.subcommand).dump(config_now, skip_none=False)
+                callback.config_text, callback.variant = self._config_text, self.variant
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((root / "checkpoints").resolve())
         return everything
 
     def before_fit(self) -> None:
-        """Refuse what cannot be trained before the run's folder is made."""
+        """Refuse what cannot be trained, or would replace another training, before the run's folder is made."""
         self.model.check_trainable()
+        super().before_fit()
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

@@ -185,6 +185,19 @@ def test_written_fields_score_exactly_as_their_method(runs, command, tmp_path):
     assert summary["dice"] == pytest.approx({"mean": np.mean(dice), "std": np.std(dice), "30": np.quantile(dice, 0.3)})
 
 
+def test_evaluate_takes_options_in_any_order_and_keeps_earlier_scores(runs, command, capsys):
+    """B12 and D8: all scores went to runs/evaluate, whatever the fields, and nothing said so."""
+    for folder, place in (("nii", "runs/evaluate"), ("half", "runs/evaluate_2"), ("nii", "runs/evaluate")):
+        command("evaluate", runs / folder, "--data.test_pairs", 3, "--config", TINY)
+        shown = capsys.readouterr().out
+        assert shown.splitlines()[-1] == f"wrote {place}" and f"({folder}" not in shown
+    command("evaluate", runs / "nii", "--data.test_pairs", 2, "--config", TINY, "--out", "out")
+    with pytest.raises(SystemExit):
+        command("evaluate", runs / "half", "--config", TINY, "--out", "out")
+    assert "out holds the scores of another configuration" in capsys.readouterr().err
+    assert len(scores(Path("out"))) == 2
+
+
 def test_half_resolution_costs_little_and_masks_are_obeyed(runs, command, tmp_path):
     command("evaluate", runs / "half", "--config", TINY, "--out", "out", "--l2r", "--masked")
     expected, found = scores(runs / "test"), scores(tmp_path / "out")
@@ -218,7 +231,7 @@ def submission(tmp_path):
 
 def submit(command, *options):
     command(
-        "submit", "fields", "--data", "Learn2Reg", "--data.root", Path("data").resolve(), "--out", "out.zip", *options
+        "submit", "fields", "--data.root", Path("data").resolve(), "--data", "Learn2Reg", "--out", "out.zip", *options
     )
 
 

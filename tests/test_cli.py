@@ -14,6 +14,7 @@ from dio_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests/conf/tiny.yaml")
+OUT = ("--trainer.default_root_dir", "out")
 ITERATIONS = "--model.init_args.layer.init_args.iterations"
 
 
@@ -44,19 +45,28 @@ def test_a_run_leaves_its_config_and_two_checkpoints_that_load_as_plain_data(tra
 def test_checkpoint_then_config_then_command_line(trained, command, tmp_path, rows):
     override = {"model": {"init_args": {"layer": {"init_args": {"iterations": [4, 4], "field_sigma": 0.25}}}}}
     (tmp_path / "override.yaml").write_text(yaml.safe_dump(override))
-    command("test", "--ckpt_path", trained / "checkpoints/last.ckpt", "--config", "override.yaml", ITERATIONS, "[2, 1]")
-    config = yaml.safe_load((tmp_path / "runs/latest/config.yaml").read_text())["model"]["init_args"]
+    command(
+        "test",
+        "--ckpt_path",
+        trained / "checkpoints/last.ckpt",
+        "--config",
+        "override.yaml",
+        ITERATIONS,
+        "[2, 1]",
+        *OUT,
+    )
+    config = yaml.safe_load((tmp_path / "out/config_test.yaml").read_text())["model"]["init_args"]
     layer = config["layer"]["init_args"]
     assert layer["iterations"] == [2, 1], "the command line wins over the config"
     assert layer["field_sigma"] == 0.25, "the config wins over the checkpoint"
     assert config["features"]["init_args"]["channels"] == 4, "what nobody names is as it was trained"
-    assert {float(row["steps"]) for row in rows(tmp_path / "runs/latest")} == {3.0}
+    assert {float(row["steps"]) for row in rows(tmp_path / "out")} == {3.0}
 
 
 def test_another_class_on_the_command_line_takes_its_own_defaults(trained, command, tmp_path):
     solver = "--model.init_args.layer.init_args.solver"
-    command("test", "--ckpt_path", trained / "checkpoints/last.ckpt", f"{solver}=dio_lightning.implicit.Picard")
-    layer = yaml.safe_load((tmp_path / "runs/latest/config.yaml").read_text())["model"]["init_args"]["layer"]
+    command("test", "--ckpt_path", trained / "checkpoints/last.ckpt", f"{solver}=dio_lightning.implicit.Picard", *OUT)
+    layer = yaml.safe_load((tmp_path / "out/config_test.yaml").read_text())["model"]["init_args"]["layer"]
     assert layer["init_args"]["solver"]["class_path"].endswith("Picard")
     assert "rate" not in layer["init_args"]["solver"].get("init_args", {})
     assert layer["init_args"]["iterations"] == [5, 3]
@@ -87,12 +97,14 @@ def test_exported_weights_score_as_their_checkpoint(trained, command, capsys, tm
     assert "do not fit" in refused(command, capsys, "test", "--ckpt_path", "weights/tiny.safetensors", *wider)
 
 
-def test_predict_writes_fields_once(trained, command, capsys, tmp_path):
+def test_predict_writes_fields_once(trained, command, capsys):
     checkpoint = trained / "checkpoints/best.ckpt"
     command("predict", "--ckpt_path", checkpoint)
-    names = sorted(file.name[:5] for file in (tmp_path / "runs/latest/predictions").iterdir())
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {trained / 'predict/predictions'}"
+    names = sorted(file.name[:5] for file in (trained / "predict/predictions").iterdir())
     assert names == ["disp_"] * 3 + ["warpe"] * 3
     assert "exists" in refused(command, capsys, "predict", "--ckpt_path", checkpoint)
+    command("predict", "--ckpt_path", checkpoint, "--overwrite")
 
 
 @pytest.mark.parametrize(

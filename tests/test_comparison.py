@@ -255,7 +255,8 @@ def test_from_the_command_line(three, command, tmp_path, capsys):
     command(*arguments)
     printed = capsys.readouterr().out
     folder = tmp_path / "tables"
-    assert printed == (folder / "t.md").read_text(encoding="utf-8")
+    wrote = "wrote tables/t.md and its .tex, .csv and _pvalues.csv\n"
+    assert printed == (folder / "t.md").read_text(encoding="utf-8") + wrote
     assert printed.startswith("| method | HD95 (mm) | Dice |\n|---|---|---|\n| bad |") and "than mixed" in printed
     assert {path.name for path in folder.iterdir()} == {"t.md", "t.tex", "t.csv", "t_pvalues.csv"}
     with pytest.raises(SystemExit):
@@ -263,3 +264,28 @@ def test_from_the_command_line(three, command, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err
     command(*arguments, "--overwrite", "--alpha", "0.0001")
     assert "⁻ |" not in capsys.readouterr().out
+
+
+def test_a_score_that_not_all_runs_have_leaves_cells_empty(tmp_path, command):
+    """C: `--metrics dice mask_dice` was a KeyError; a score of one's own was dropped when it was read."""
+    a = write(tmp_path / "a", dice=BAD, own_score=[2.0] * 12)
+    b = write(tmp_path / "b", dice=GOOD, mask_dice=GOOD)
+    command("compare", f"a={a}", f"b={b}", "--metrics", "dice", "mask_dice", "own_score", "--out", "t.md")
+    text = (tmp_path / "t.md").read_text(encoding="utf-8")
+    assert text.splitlines()[0] == "| method | Dice | mask Dice | own score |"
+    assert row(text, "a")[1:] == ["–", "2.00"]
+    assert row(text, "b") == ["**0.713 ± 0.037**", "**0.713 ± 0.037**", "–"]
+    assert "neither more nor less is known to be better: own_score." in text
+    assert float(entries(tmp_path / "t.md")["a", "own_score"]["mean"]) == 2
+
+
+def test_the_caption_names_what_was_changed_at_test_time(tmp_path, command):
+    """D14: the row of DIO with another transformation is not told apart by its folder's name alone."""
+    a, b = (write(tmp_path / name, dice=values) for name, values in {"a": BAD, "b": GOOD}.items())
+    (a / "summary.json").write_text('{"method": "DIO (FreeForm)"}')
+    (b / "summary.json").write_text('{"method": "DIO"}')
+    (b / "config_test.yaml").write_text("data: {class_path: data_modules.Learn2Reg, init_args: {root: x/tested}}")
+    (b / "config.yaml").write_text("data: {class_path: data_modules.Learn2Reg, init_args: {root: x/trained}}")
+    command("compare", a, b, "--out", "t.md")
+    text = (tmp_path / "t.md").read_text(encoding="utf-8")
+    assert "Data: tested. a is DIO (FreeForm)." in text and "b is" not in text

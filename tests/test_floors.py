@@ -1,6 +1,8 @@
 """The house stands: who may import whom, and how long anything may be."""
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,11 @@ FLOORS = {
     "dio_lightning.challenge": 6,
     "dio_lightning.checking": 6,
     "dio_lightning.cli": 6,
+    "dio_lightning.usage": 6,
+    "dio_lightning.arguments": 6,
+    "dio_lightning.run_folders": 6,
+    "dio_lightning.folder_cli": 6,
+    "dio_lightning.variants": 6,
     "dio_lightning.__main__": 6,
     "data_modules": 2,
 }
@@ -93,3 +100,12 @@ def test_nobody_imports_data_modules_from_the_library_and_nothing_is_too_long(pa
 
 def test_experiments_hold_no_python() -> None:
     assert not list((ROOT / "experiments").glob("**/*.py"))
+
+
+def test_every_dependency_is_imported_somewhere() -> None:
+    """C: torchmetrics was a dependency that no file imports."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    # tensorboard is imported by Lightning's logger, which every run has
+    names = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in project["dependencies"]} - {"tensorboard"}
+    imported = {name.split(".")[0].lower() for path in FILES for name in imports(path)}
+    assert names <= imported, names - imported

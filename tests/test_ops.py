@@ -1,5 +1,9 @@
 """The fused operator against autograd through plain sampling, in value, gradient and adjoint."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -108,3 +112,21 @@ def test_wrong_shapes_get_one_sentence() -> None:
         match(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 4, 4))
     with pytest.raises(ValueError, match="does not lie on the features' grid"):
         match_blocks(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 5))
+
+
+@pytest.mark.parametrize(("variable", "wanted"), [("OMP_NUM_THREADS", 1), (None, 1), (None, 2)])
+def test_the_kernel_takes_torchs_threads_and_leaves_them(variable, wanted) -> None:
+    """D10: numba's pool, when it started, set torch's threads to all cores, whatever OMP_NUM_THREADS said."""
+    code = f"""
+import numba, torch
+from dio_lightning.ops import match
+{"" if variable else f"torch.set_num_threads({wanted})"}
+a, u = torch.rand(2, 1, 3, 6, 5, 4), torch.rand(1, 3, 6, 5, 4, requires_grad=True)
+match(*a, u)[0].sum().backward()
+assert torch.get_num_threads() == {wanted}, torch.get_num_threads()
+assert numba.get_num_threads() == min({wanted}, numba.config.NUMBA_NUM_THREADS), numba.get_num_threads()
+"""
+    environment = {key: value for key, value in os.environ.items() if "NUM_THREADS" not in key}
+    environment |= {variable: str(wanted)} if variable else {}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-800:]

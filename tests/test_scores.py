@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from dio_lightning.callbacks import RegistrationScores
+from dio_lightning.callbacks.pair_scores import score_pair
+from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.metrics import hausdorff_per_label
 
 SIZE = (12, 10, 9)
@@ -245,3 +248,78 @@ def test_two_processes_write_what_one_writes(tmp_path):
     assert len(found) == 3
     for before, after in zip(expected, found, strict=True):
         assert {k: v for k, v in before.items() if k not in ("seconds", "peak_mb")}.items() <= after.items()
+
+
+class Slow(Shift):
+    """Compiles, which takes a while, when it is first used."""
+
+    compiled = False
+
+    def forward(self, fixed, moving):
+        if not self.compiled:
+            self.compiled = True
+            time.sleep(0.5)
+        torch.rand(1)
+        return fixed
+
+    def step(self, pair):
+        self(pair["fixed"], pair["moving"])
+        return super().step(pair)
+
+
+def test_seconds_leave_out_what_is_done_once(tmp_path):
+    """D11: the first pair's time held the compilation."""
+    module = Slow()
+    trainer_in(tmp_path, RegistrationScores(print_table=False, surface=False)).test(module, Boxes(2), verbose=False)
+    assert module.compiled and all(float(row["seconds"]) < 0.4 for row in read(tmp_path / "metrics.csv"))
+
+
+@pytest.mark.parametrize("size", [(12, 10, 9), (100, 61, 48), (64, 20)])
+def test_a_method_is_warmed_up_on_a_part_of_the_first_image_and_its_random_state_is_kept(size):
+    seen = []
+
+    class Watched(Slow):
+        compiled = True
+
+        def forward(self, fixed, moving):
+            seen.append((fixed, moving))
+            torch.rand(1)
+
+    image = torch.rand(2, 1, *size)
+    state = torch.get_rng_state()
+    warm_up(Watched(), {"fixed": image, "moving": image})
+    assert torch.equal(torch.get_rng_state(), state)
+    ((fixed, moving),) = seen
+    assert fixed.shape == moving.shape == (1, 1, *(min(extent, 48) for extent in size))
+    inside = tuple(slice((n - min(n, 48)) // 2, (n - min(n, 48)) // 2 + min(n, 48)) for n in size)
+    assert torch.equal(fixed[0, 0], image[(0, 0, *inside)]) and not torch.equal(fixed, moving)
+
+
+def test_a_part_that_is_too_small_for_a_method_is_no_error(tmp_path):
+    class Picky(Slow):
+        compiled = True
+
+        def forward(self, fixed, moving):
+            if min(fixed.shape[2:]) < 50:
+                raise ValueError("too small")
+
+    data = Boxes(1, size=(60, 52))
+    trainer_in(tmp_path, RegistrationScores(surface=False)).test(Picky(), data, verbose=False)
+    assert len(read(tmp_path / "metrics.csv")) == 1
+
+
+def test_a_score_of_ones_own_reaches_files_table_and_log(tmp_path, capsys, monkeypatch):
+    """C: names that `report.SCORES` does not list were dropped without a word."""
+
+    def scored(u, pair, options):
+        row, labels = score_pair(u, pair, options)
+        return row | {"bending": 0.25, "bending_identity": 0.5}, labels
+
+    monkeypatch.setattr("dio_lightning.callbacks.scores.score_pair", scored)
+    logged = trainer_in(tmp_path, RegistrationScores()).test(Shift(), Boxes(), verbose=False)[0]
+    assert [row["bending"] for row in read(tmp_path / "metrics.csv")] == ["0.25", "0.25"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["bending"]["mean"] == 0.25 and summary["identity"]["bending"]["mean"] == 0.5
+    assert "bending_identity" not in summary and summary["method"] == "Shift"
+    assert logged["test/bending"] == 0.25 and logged["test/bending_identity"] == 0.5
+    assert any("bending" in line and "0.5" in line and "0.25" in line for line in capsys.readouterr().out.splitlines())

@@ -16,13 +16,22 @@ from dio_lightning.callbacks.gathering import Row, Scored
 
 Summary = dict[str, float | int | None]
 
+SUFFIX = "_identity"
+"""Ends the name of a score of u = 0."""
 SCORES = ("dice", "hd95", "hd", "hd_missed", "mask_dice", "tre", "folds", "sdlogj", "std_logj")
 SCORES += ("seconds", "peak_mb", "steps", "converged", "residual")
-IDENTITY = tuple(f"{name}_identity" for name in ("dice", "hd95", "hd", "mask_dice", "tre"))
-PAIR_COLUMNS = ("fixed_id", "moving_id", *SCORES, *IDENTITY)
+IDENTITY = tuple(f"{name}{SUFFIX}" for name in ("dice", "hd95", "hd", "mask_dice", "tre"))
+IDS = ("fixed_id", "moving_id")
+PAIR_COLUMNS = (*IDS, *SCORES, *IDENTITY)
 LABEL_COLUMNS = ("fixed_id", "moving_id", "label", "name", "dice", "dice_identity", "hd95", "hd")
 UNITS = {"hd95": "mm", "hd": "mm", "tre": "mm", "folds": "%", "seconds": "s", "peak_mb": "MiB"}
 PACKAGES = ("dio-lightning", "torch", "lightning", "monai")
+
+
+def scores_of(rows: Iterable[Mapping[str, object]]) -> list[str]:
+    """Names of the scores that some row has, of the identity too: those listed here first, then others as they come."""
+    found = dict.fromkeys(name for row in rows for name in row if name not in IDS)
+    return [name for name in (*SCORES, *IDENTITY) if name in found] + [n for n in found if n not in PAIR_COLUMNS]
 
 
 def summarise(values: Iterable[object]) -> Summary:
@@ -36,20 +45,24 @@ def summarise(values: Iterable[object]) -> Summary:
 
 def summary(rows: Sequence[Row]) -> tuple[dict[str, Summary], dict[str, Summary]]:
     """Summaries by score name, of the method and of the identity (u = 0)."""
-
-    def table(names: Iterable[str], suffix: str) -> dict[str, Summary]:
-        found = [name for name in names if any(name in row for row in rows)]
-        return {name.removesuffix(suffix): summarise(row.get(name) for row in rows) for name in found}
-
-    return table(SCORES, ""), table(IDENTITY, "_identity")
+    found = {name: summarise(row.get(name) for row in rows) for name in scores_of(rows)}
+    identity = {name.removesuffix(SUFFIX): values for name, values in found.items() if name.endswith(SUFFIX)}
+    return {name: values for name, values in found.items() if not name.endswith(SUFFIX)}, identity
 
 
-def summary_json(rows: Sequence[Row], config_text: str) -> str:
-    """Score name -> mean, std, median, n; beside them "identity", "config_hash" and "versions"; null where n is 0."""
+def summary_json(rows: Sequence[Row], config_text: str, method: str = "") -> str:
+    """Score name -> mean, std, median, n; beside them "identity", "method", "config_hash" and "versions".
+
+    What has no number is null.
+    """
     scores, identity = summary(rows)
-    digest = hashlib.sha256(config_text.encode()).hexdigest()
-    content = {**scores, "identity": identity, "config_hash": digest, "versions": versions()}
-    return json.dumps(content, indent=2) + "\n"
+    about = {"method": method, "config_hash": digest(config_text), "versions": versions()}
+    return json.dumps({**scores, "identity": identity, **about}, indent=2) + "\n"
+
+
+def digest(config_text: str) -> str:
+    """The hash by which summary.json names the config that its scores were taken with."""
+    return hashlib.sha256(config_text.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

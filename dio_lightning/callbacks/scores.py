@@ -15,6 +15,7 @@ from dio_lightning.callbacks import report
 from dio_lightning.callbacks.files import write_atomic
 from dio_lightning.callbacks.gathering import Row, Scored, gather, next_key
 from dio_lightning.callbacks.pair_scores import SOLVER, ScoreOptions, one_pair, score_pair, solver_report
+from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.metrics.landmarks import Order
 from dio_lightning.metrics.overlap import LabelMode
 from dio_lightning.pair import Pair
@@ -25,10 +26,12 @@ class RegistrationScores(Callback):
 
     Validation logs the means val/<score> and val/<score>_identity. Test logs test/<score> and writes metrics.csv (a row
     per pair), metrics_per_label.csv and summary.json to the trainer's default_root_dir; each is replaced atomically, so
-    another test in the same folder replaces the first. A `fast_dev_run` writes nothing. Over several processes the rows
-    are gathered, and a pair that a distributed sampler repeated counts once: the scores are those of one process.
+    another test in the same folder replaces the first (the command line refuses one of another configuration). A
+    `fast_dev_run` writes nothing. Over several processes the rows are gathered, and a pair that a distributed sampler
+    repeated counts once: the scores are those of one process.
 
-    `seconds` is the wall time of the step per pair, from this callback's batch start to its batch end (list it first).
+    `seconds` is the wall time of the step per pair, from this callback's batch start to its batch end (list it first);
+    what is done once, such as compiling kernels, is done before the clock starts (`callbacks/warming.py`).
     `peak_mb` is in MiB: on CUDA the most memory allocated during the step, else the peak resident memory of the process
     so far. `hd95` and `hd` are means over the structures found, `hd_missed` counts those that the warp lost.
     Solver reports (steps, converged, residual) go to the files alone: modules log them.
@@ -36,6 +39,8 @@ class RegistrationScores(Callback):
 
     config_text: str | None = None
     """The resolved config, hashed into summary.json; where it is None, the module's hyperparameters."""
+    variant: str = ""
+    """What was changed in the method at test time; stands behind its title."""
 
     def __init__(
         self,
@@ -74,7 +79,7 @@ class RegistrationScores(Callback):
         self.val_options = ScoreOptions(dice, surface and surface_in_validation, 1, unit_spacing, masked, min_voxels)
         self.print_table = print_table
         self._scored: list[Scored] = []
-        self._start = 0.0
+        self._start, self._warm = 0.0, False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the pairs of the epoch before."""
@@ -82,12 +87,15 @@ class RegistrationScores(Callback):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the pairs of the run before."""
-        self._scored = []
+        self._scored, self._warm = [], False
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Pair, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Start the clock."""
+        """Start the clock; before the first pair the method is run once on a part of it, which is not timed."""
+        if not self._warm:
+            warm_up(pl_module, batch, trainer.precision_plugin.test_step_context())
+            self._warm = True
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._start = _clock(pl_module.device)
@@ -132,11 +140,12 @@ class RegistrationScores(Callback):
         if not getattr(trainer, "fast_dev_run", False):
             folder, names = Path(trainer.default_root_dir), getattr(trainer, "datamodule", None)
             labels = report.label_rows(scored, getattr(names, "label_names", None) or {})
-            write_atomic(folder / "metrics.csv", report.to_csv(rows, report.PAIR_COLUMNS))
+            write_atomic(folder / "metrics.csv", report.to_csv(rows, (*report.IDS, *report.scores_of(rows))))
             write_atomic(folder / "metrics_per_label.csv", report.to_csv(labels, report.LABEL_COLUMNS))
-            write_atomic(folder / "summary.json", report.summary_json(rows, self._config(pl_module)))
+            summary = report.summary_json(rows, self._config(pl_module), self._method(pl_module))
+            write_atomic(folder / "summary.json", summary)
         if self.print_table:
-            Console().print(report.table(rows, getattr(pl_module, "title", type(pl_module).__name__)))
+            Console().print(report.table(rows, self._method(pl_module)))
 
     def _score(
         self, loaders: object, outputs: object, batch: Pair, loader: int, options: ScoreOptions, cost: Row
@@ -150,6 +159,11 @@ class RegistrationScores(Callback):
             row, labels = score_pair(displacement[sample : sample + 1], pair, options)
             row = {"fixed_id": key.fixed_id, "moving_id": key.moving_id} | row | cost | solver_report(outputs, sample)
             self._scored.append(Scored(key, row, labels))
+
+    def _method(self, pl_module: LightningModule) -> str:
+        """What was run: the module's title, and what was changed at test time."""
+        title = str(getattr(pl_module, "title", type(pl_module).__name__))
+        return f"{title} ({self.variant})" if self.variant else title
 
     def _config(self, pl_module: LightningModule) -> str:
         if self.config_text is not None:
@@ -186,7 +200,7 @@ def _clock(device: torch.device) -> float:
 
 def _log(pl_module: LightningModule, stage: str, rows: list[Row]) -> None:
     """Log the mean of every score; equal on all processes, because the rows were gathered."""
-    names = [name for name in (*report.SCORES, *report.IDENTITY) if name not in SOLVER]
+    names = [name for name in report.scores_of(rows) if name not in SOLVER]
     means = {name: report.summarise(row.get(name) for row in rows)["mean"] for name in names}
     found = {f"{stage}/{name}": mean for name, mean in means.items() if mean is not None}
     pl_module.log_dict(found, sync_dist=True, batch_size=max(len(rows), 1), prog_bar=False)

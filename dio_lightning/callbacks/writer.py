@@ -92,14 +92,14 @@ class FieldWriter(BasePredictionWriter):
             return
         self._written = {}
         self._names = own_names(listed_pairs(getattr(trainer, "datamodule", None), "test") or [])
-        folder = self._folder(trainer)
+        folder = self.folder(trainer)
         first = next(iter(sorted(path for suffix in SUFFIX.values() for path in folder.glob(f"disp_*{suffix}"))), None)
         # every process looks before the first one writes
         trainer.strategy.barrier()
         if first is not None and not self.overwrite:
             raise FileExistsError(
                 f"{first} exists: choose another folder (FieldWriter.out or trainer.default_root_dir), "
-                "or set FieldWriter.overwrite to true"
+                "or give --overwrite"
             )
 
     def write_on_batch_end(
@@ -114,7 +114,7 @@ class FieldWriter(BasePredictionWriter):
     ) -> None:
         """Write the pairs of a batch; `prediction` is the displacement (b, d, *s)."""
         u: Tensor = prediction.detach().float()
-        folder = self._folder(trainer)
+        folder = self.folder(trainer)
         files = batch.get("moving_file") if "affine" in batch else None
         moved = warp(batch["moving"].to(u), on_moving_grid(u, batch)) if self.warped and files is None else None
         for sample in range(len(u)):
@@ -162,7 +162,8 @@ class FieldWriter(BasePredictionWriter):
             label = warp_label(pair["moving_label"], on_moving_grid(u, pair))[0, 0].cpu().numpy()
             save_volume(path, label.reshape(*label.shape, *[1] * (3 - label.ndim)), affine)
 
-    def _folder(self, trainer: Trainer) -> Path:
+    def folder(self, trainer: Trainer) -> Path:
+        """Where the files go."""
         return Path(self.out) if self.out is not None else Path(trainer.default_root_dir) / "predictions"
 
     def _own(self, ids: Ids, processes: int) -> tuple[str, ...]:

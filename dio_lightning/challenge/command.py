@@ -3,16 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from dio_lightning.errors import fail
+from dio_lightning.usage import CommandParser
 
 EPILOG = "Options of `dio-lightning test` name the data and the trainer: --data, --data.*, --trainer.*, --config."
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"{self.prog.split()[-1]}: {message}")
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -20,8 +14,8 @@ def evaluate(argv: Sequence[str]) -> None:
     parser = _parser(
         "evaluate", "Scores of displacement fields that any tool made, as `dio-lightning test` takes them."
     )
-    out = "where the scores go (default: %(default)s)"
-    parser.add_argument("--out", type=Path, default=Path("runs/evaluate"), metavar="RUNFOLDER", help=out)
+    out = "where the scores go (default: runs/evaluate, or runs/evaluate_2, ... where it holds others)"
+    parser.add_argument("--out", type=Path, metavar="RUNFOLDER", help=out)
     parser.add_argument("--l2r", action="store_true", help="Learn2Reg's official numbers too, in metrics_l2r.csv")
     masked = "folds and log determinants inside the fixed mask alone, as Learn2Reg evaluates LungCT and NLST"
     parser.add_argument("--masked", action="store_true", help=masked)
@@ -46,7 +40,7 @@ def submit(argv: Sequence[str]) -> None:
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = _Parser(f"dio-lightning {name}", description=description, epilog=EPILOG, allow_abbrev=False)
+    parser = CommandParser(f"dio-lightning {name}", description=description, epilog=EPILOG, allow_abbrev=False)
     what = "folder with disp_<fixed>_<moving>.nii.gz or .npz for every test pair"
     parser.add_argument("folder", type=Path, metavar="FOLDER", help=what)
     return parser

@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
 from lightning.pytorch import LightningDataModule
 
+from dio_lightning.arguments import load, ordered, without_leftovers
 from dio_lightning.callbacks.files import write_atomic
 from dio_lightning.checking.drawing import Scores, drawn, first_training_pair, initial_scores
 from dio_lightning.checking.text import show
@@ -58,6 +59,7 @@ def check(argv: Sequence[str]) -> int:
         content = asdict(report) | {"scores": scores}
         counts = {f"{severity}s": report.count(severity) for severity in ("error", "warning", "note")}
         write_atomic(options.json, json.dumps(counts | content, indent=2) + "\n")
+        print(f"wrote {options.json}")
     return 1 if report.count("error") else 0
 
 
@@ -89,7 +91,7 @@ def _data_module(configs: Sequence[Path], argv: list[str]) -> LightningDataModul
     for path in configs:
         data = _data_of(path)
         given += ["--config", yaml.safe_dump({"data": data}, sort_keys=False)] if data is not None else []
-    config = parser.parse_args([*given, *argv])
+    config = parser.parse_args(without_leftovers(ordered([*given, *argv]))[0])
     # instantiate_classes is instantiate's name up to jsonargparse 4.48
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes
     return build(config)["data"]
@@ -98,7 +100,7 @@ def _data_module(configs: Sequence[Path], argv: list[str]) -> LightningDataModul
 def _data_of(path: Path) -> object:
     """The `data` part of a config, None if it has none."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = load(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     return content.get("data") if isinstance(content, dict) else None

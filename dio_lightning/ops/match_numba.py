@@ -58,11 +58,15 @@ def match_adjoint(
 
 
 def _threads() -> int:
-    """As many threads as torch uses, so that one setting rules both."""
+    """As many threads as torch uses, so that one setting rules both, and torch keeps its own."""
     # numba fills its config from the environment, where no type checker sees it
     most: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
-    threads = min(torch.get_num_threads(), most)
+    wanted = torch.get_num_threads()
+    threads = min(wanted, most)
     numba.set_num_threads(threads)
+    # the first call starts numba's pool, which sets the number of OpenMP's threads to that of all cores: torch's number
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
     return threads
 
 

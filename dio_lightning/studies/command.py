@@ -4,9 +4,9 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from dio_lightning.errors import fail
+from dio_lightning.usage import CommandParser, nearest
 
 STUDIES = {
     "convergence": "scores of every method after each step, beyond those that it was trained with",
@@ -18,11 +18,6 @@ STUDIES = {
 EPILOG = "What stands behind -- overrides the model's and data's settings, as `dio-lightning test` takes them."
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"{self.prog.removeprefix('dio-lightning ')}: {message}")
-
-
 def study(argv: Sequence[str]) -> None:
     """Run the study that the first argument names; its table is printed too."""
     if not argv or argv[0] in ("-h", "--help"):
@@ -30,16 +25,21 @@ def study(argv: Sequence[str]) -> None:
         print("\n".join(f"  {name:12} {what}" for name, what in STUDIES.items()))
         return
     if argv[0] not in STUDIES:
-        fail(f"study: there is no study {argv[0]!r}, expected one of {', '.join(STUDIES)}")
+        hint = nearest(argv[0], STUDIES)
+        fail(f"study: there is no study {argv[0]!r}, expected one of {', '.join(STUDIES)}{hint}")
     place = list(argv).index("--") if "--" in argv else len(argv)
     own, options = argv[1:place], list(argv[place + 1 :])
     runs = {"convergence": _convergence, "solvers": _solvers, "memory": _memory, "adjoints": _adjoints}
     runs["shift"] = _shift
-    print(runs[argv[0]](own, options), end="")
+    text = runs[argv[0]](own, options)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--out")
+    print(text, end="" if text.endswith("\n") else "\n")
+    print(f"wrote {finder.parse_known_args(own)[0].out}")
 
 
 def _parser(name: str, pairs: bool = True) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         f"dio-lightning study {name}", description=STUDIES[name], epilog=EPILOG, allow_abbrev=False, usage=None
     )
     weights = "checkpoint, weights or config, or NAME=FILE; of one name: seeds of one method"

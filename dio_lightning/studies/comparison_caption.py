@@ -1,7 +1,7 @@
 """What a reader must know to trust a table: data, unit, seeds, test, correction, and what was left out."""
 
 from dio_lightning.studies.comparison_statistics import subjects
-from dio_lightning.studies.comparison_study import TESTED, Study
+from dio_lightning.studies.comparison_study import COSTS, TESTED, Study
 
 
 def caption(study: Study) -> str:
@@ -12,6 +12,8 @@ def caption(study: Study) -> str:
 def _numbers(study: Study) -> list[str]:
     data = ", ".join(dict.fromkeys(run.data for method in study.methods for run in method.runs if run.data))
     lines = [f"Data: {data}."] if data else []
+    changed = {m.name: run.method for m in study.methods for run in m.runs if run.method.endswith(")")}
+    lines += [f"{name} is {method}." for name, method in changed.items() if name != method]
     pairs, units = len(study.pairs), len(study.units)
     over = f"{units} pair{'s' if units != 1 else ''}"
     if study.pairs != study.units:
@@ -38,8 +40,11 @@ def _tests(study: Study) -> list[str]:
         f"⁺ better and ⁻ worse than {study.reference}: two-sided Wilcoxon signed-rank test over {unit} (n = {n}), zero "
         f"differences dropped, p < {study.alpha:g} after Holm's correction over the methods of a score."
     ]
-    if any(score not in TESTED for score in study.scores):
+    if any(score in COSTS for score in study.scores):
         lines.append("Times, memory and solver reports are not tested.")
+    unknown = [score for score in study.scores if score not in (*COSTS, *TESTED)]
+    if unknown:
+        lines.append(f"Not tested, since neither more nor less is known to be better: {', '.join(unknown)}.")
     family = max(sum(_compared(study, score)) for score in study.scores)
     if family * 2.0 ** (1 - n) >= study.alpha:
         lines.append(f"The smallest p that n = {n} can give is {2.0 ** (1 - n):.2g} before correction.")

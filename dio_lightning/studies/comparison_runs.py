@@ -1,6 +1,7 @@
 """Finished test runs, read and checked: which may stand in one table."""
 
 import csv
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from dio_lightning.callbacks.report import IDENTITY, PAIR_COLUMNS, SCORES
+from dio_lightning.callbacks.report import IDENTITY, IDS, SUFFIX, scores_of
 
 PairId = tuple[str, str]
 """fixed_id, moving_id."""
@@ -22,12 +23,16 @@ DEFORMING = ("folds", "sdlogj", "std_logj", "seconds", "peak_mb", "steps", "conv
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that `dio-lightning test` wrote: its scores by pair and by name, and its data's name ("" if unknown)."""
+    """A folder that `dio-lightning test` wrote: its scores by pair and by name, its data's name, and what was run.
+
+    The last two are empty where they are not known.
+    """
 
     name: str
     folder: Path
     scores: Mapping[PairId, Mapping[str, float]]
     data: str
+    method: str = ""
 
     def values(self, score: str) -> Values:
         """One score of every pair."""
@@ -114,16 +119,16 @@ def read_run(name: str, folder: Path) -> Run:
             pair = (row["fixed_id"], row["moving_id"])
             if pair in scores:
                 raise ValueError(f"{path} has the pair {_pair(pair)} twice")
-            scores[pair] = {key: _number(path, key, row[key]) for key in PAIR_COLUMNS[2:] if key in row}
+            scores[pair] = {key: _number(path, key, row[key]) for key in row if key and key not in IDS}
     if not scores:
         raise ValueError(f"{path} has no pairs")
-    return Run(name, folder, scores, _data(folder))
+    return Run(name, folder, scores, _data(folder), _method(folder))
 
 
 def present(methods: Sequence[Method]) -> list[str]:
     """Names of the scores that at least one run has."""
     rows = [row for method in methods for run in method.runs for row in run.scores.values()]
-    return [name for name in SCORES if any(name in row for row in rows)]
+    return [name for name in scores_of(rows) if not name.endswith(SUFFIX)]
 
 
 def _split(text: str) -> tuple[str, Path, bool]:
@@ -147,7 +152,8 @@ def _number(path: Path, column: str, text: str | None) -> float:
 
 def _data(folder: Path) -> str:
     """Last part of the data's root in the run's config, else the data's class; nothing of the machine."""
-    path = folder / "config.yaml"
+    path = folder / "config_test.yaml"
+    path = path if path.is_file() else folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     except yaml.YAMLError:
@@ -158,6 +164,16 @@ def _data(folder: Path) -> str:
     options = data.get("init_args")
     root = options.get("root") if isinstance(options, dict) else None
     return Path(str(root)).name if root else str(data.get("class_path", "")).rpartition(".")[2]
+
+
+def _method(folder: Path) -> str:
+    """What summary.json says was run: the module's title, and what was changed in it at test time."""
+    path = folder / "summary.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        raise ValueError(f"{path} is not JSON") from None
+    return str(content.get("method", "")) if isinstance(content, dict) else ""
 
 
 def _check_pairs(run: Run, first: Run) -> None:

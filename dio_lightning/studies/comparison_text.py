@@ -15,6 +15,7 @@ HEADINGS = {
     "hd95": "HD95 (mm)",
     "hd": "HD (mm)",
     "hd_missed": "structures lost",
+    "mask_dice": "mask Dice",
     "tre": "TRE (mm)",
     "folds": "folds (%)",
     "sdlogj": "SD log J (L2R)",
@@ -25,7 +26,7 @@ HEADINGS = {
     "converged": "converged",
     "residual": "residual",
 }
-DECIMALS = {"dice": 3, "sdlogj": 3, "std_logj": 3, "peak_mb": 0, "steps": 0}
+DECIMALS = {"dice": 3, "mask_dice": 3, "sdlogj": 3, "std_logj": 3, "peak_mb": 0, "steps": 0}
 MARKS = {"better": "⁺", "worse": "⁻", "": ""}
 NONE = "–"
 LATEX = {
@@ -134,7 +135,9 @@ def _cells(study: Study) -> list[list[Cell]]:
     seeded = study.most_seeds > 1
     heading = [Cell("method")]
     for score in study.scores:
-        heading += [Cell(HEADINGS[score])] + [Cell("seeds ±")] * (seeded and score in TESTED)
+        heading += [Cell(HEADINGS.get(score, score.replace("_", " ")))] + [Cell("seeds ±")] * (
+            seeded and score in TESTED
+        )
     rows = [heading]
     for method in study.methods:
         row = [Cell(method.name)]

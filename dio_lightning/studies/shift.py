@@ -12,6 +12,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from dio_lightning.callbacks.pair_scores import one_pair, score_pair
+from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.pair import Pair
 from dio_lightning.studies.files import free, write
 from dio_lightning.studies.loading import Loaded, PairId, load_all
@@ -102,7 +103,10 @@ def measure(
     progress, task = bar
     count = _count(data, limit) * len(rows)
     progress.update(task, total=(progress.tasks[0].total or 0) + count, description=domain.name)
+    cold = [row.module for row in rows if row.module is not None and row.refine is None]
     for ids, pair in replace(first, data=data).batches(limit):
+        while cold:
+            warm_up(cold.pop(), pair)
         for row in solve(rows, domain, plan, ids, pair, store):
             store.add(row)
             progress.advance(task)

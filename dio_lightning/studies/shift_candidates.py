@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from dio_lightning.pair import Pair
@@ -26,6 +27,8 @@ class Candidate:
     keeps_grid: Callable[[Pair], bool]
     """Whether it takes the moving image of a pair as it is, on whatever grid."""
     refine: Refinement | None = None
+    module: LightningModule | None = None
+    """The method, to be run once before it is timed."""
 
     def key(self, domain: Domain, plan: Plan) -> str:
         """A hash of all that its scores depend on, but for the images."""
@@ -39,7 +42,9 @@ def candidates(loaded: Sequence[Loaded], options: Sequence[str], refinement: Ref
     for one in loaded:
         path = str(one.weights) if not one.weights.is_absolute() else one.weights.name
         module = one.module
-        plain = Candidate(one.name, path, _digest(one.weights, options), module.register, module.keeps_grid)
+        plain = Candidate(
+            one.name, path, _digest(one.weights, options), module.register, module.keeps_grid, None, module
+        )
         found.append(plain)
         trained = any(True for _ in module.parameters())
         if refinement.steps and trained:

@@ -11,10 +11,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule
 
 from dio_lightning.callbacks.pair_scores import ScoreOptions
-from dio_lightning.errors import one_sentence
 from dio_lightning.experiment import prepare
 from dio_lightning.studies.comparison_statistics import unit
 from dio_lightning.studies.loading import PairId
+from dio_lightning.usage import explained
 
 KEYS = ("domains", "reference", "subject", "scores")
 
@@ -54,7 +54,7 @@ class Domain:
             given = {"data": {"class_path": self.section["class_path"], "init_args": options}}
             return parser.instantiate_classes(parser.parse_object(given))["data"]
         except ArgumentError as error:
-            raise ValueError(f"domain {self.name!r}: {one_sentence(str(error))}") from error
+            raise ValueError(f"domain {self.name!r}: {explained(str(error))}") from error
 
 
 @dataclass(frozen=True)
