@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dio_lightning.arguments import ordered, short, without_leftovers
@@ -177,6 +177,27 @@ class RegistrationCLI(FolderCLI):
         """Refuse what cannot be trained, or would replace another training, before the run's folder is made."""
         self.model.check_trainable()
         super().before_fit()
+        self._examine()
+
+    def before_validate(self) -> None:
+        """Refuse faulty data before anything is written."""
+        self._examine()
+
+    def before_test(self) -> None:
+        """Refuse faulty data, and to replace other scores, before anything is written."""
+        super().before_test()
+        self._examine()
+
+    def before_predict(self) -> None:
+        """Refuse faulty data before anything is written."""
+        super().before_predict()
+        self._examine()
+
+    def _examine(self) -> None:
+        """Read the data before loggers open their files; what is in memory is not read again by the trainer."""
+        if rank_zero_only.rank == 0:
+            self.datamodule.setup(self.subcommand)
+            self.model.examine(self.datamodule, str(self.subcommand))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
@@ -104,6 +105,13 @@ class RegistrationModule(FiniteSteps):
             ValueError: not a whole checkpoint, one of another method, or one without config and not all arguments.
         """
         return restored(cls, checkpoint_path, map_location or "cpu", strict, weights_only, arguments)
+
+    def examine(self, data: LightningDataModule, stage: str) -> None:
+        """Look at what a command needs besides its data; the command line asks before it writes anything.
+
+        Raises:
+            FileNotFoundError, ValueError: if something is missing or not as expected.
+        """
 
     def check_trainable(self) -> None:
         """Raises ValueError if there is nothing to train, or nothing to train it with."""

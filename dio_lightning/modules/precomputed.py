@@ -51,7 +51,12 @@ class Precomputed(RegistrationModule):
     def setup(self, stage: str) -> None:
         """Looks for the files of all pairs, and reads them, before the first one is scored."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        if data is None or stage not in SPLITS:
+        if data is not None and not self._found:
+            self.examine(data, stage)
+
+    def examine(self, data: Any, stage: str) -> None:  # noqa: ANN401
+        """See `setup`."""
+        if stage not in SPLITS:
             return
         split = SPLITS[stage]
         dataset = getattr(data, f"{split}_dataloader")().dataset
