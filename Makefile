@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-poisoned bench bench-data clean
+.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: setup  ## speed and memory of the inner loop: a table and build/bench.jso
 
 bench-data: setup  ## speed and memory of the data that DIO_DATA names: a table and build/bench_data.json
 	$(BIN)/python benchmarks/loading.py
+
+bench-gpu: setup  ## what the library does on a GPU: build/gpu.json; goes on where it was cut off
+	$(BIN)/python benchmarks/gpu.py
 
 clean:  ## remove caches and build folders (keeps .venv and runs)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -195,7 +195,7 @@ class RegistrationCLI(FolderCLI):
 
     def _examine(self) -> None:
         """Read the data before loggers open their files; what is in memory is not read again by the trainer."""
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             self.datamodule.setup(self.subcommand)
             self.model.examine(self.datamodule, str(self.subcommand))
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a process, the real-data folder, the skip of `real` tests without it, poison."""
+"""Shared by all tests: one thread a process, the real-data folder, the skips of `real` and `gpu` tests, poison."""
 
 import csv
 import os
@@ -11,12 +11,15 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    if os.environ.get("DIO_DATA"):
-        return
-    skip = pytest.mark.skip(reason="needs real anatomy: set DIO_DATA to the folder that holds brains_2mm")
+    lacking = {}
+    if not os.environ.get("DIO_DATA"):
+        lacking["real"] = "needs real anatomy: set DIO_DATA to the folder that holds brains_2mm"
+    if not torch.cuda.is_available():
+        lacking["gpu"] = "needs a CUDA device"
     for item in items:
-        if "real" in item.keywords:
-            item.add_marker(skip)
+        for name, reason in lacking.items():
+            if item.get_closest_marker(name) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,22 @@ def test_memory_format_and_threads_do_not_change_the_result(problem) -> None:
     assert_close(plain, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_whole_voxel_has_the_slope_of_the_cell_above_whichever_backend_computes_it(dtype) -> None:
+    """A solve starts at u = 0: `grid_sample`'s rounding must not choose the side of each voxel."""
+    for extent in [*range(2, 66), 80, 112, 127, 160, 192, 224, 255, 321]:
+        fixed, moving = torch.randn(2, 1, 1, extent, 3, dtype=dtype)
+        for shift in (0.0, 1.0, -2.0):
+            u = torch.full((1, 2, extent, 3), shift, dtype=dtype)
+            value, gradient = match_reference.match(fixed, moving, u)
+            expected = match_numba.match(fixed, moving, u)
+            assert_close((value, gradient), expected, rtol=1e-3, atol=1e-3)
+            weights = torch.ones(1, dtype=dtype), torch.randn(u.shape, dtype=dtype)
+            ours = match_reference.match_adjoint(fixed, moving, u, *weights)
+            theirs = match_numba.match_adjoint(fixed, moving, u, *weights)
+            assert_close(ours, theirs, rtol=1e-3, atol=5e-3)
+
+
 @pytest.mark.parametrize("backend", BACKENDS, ids=["torch", "numba"])
 def test_nan_stays_in_its_sample(problem, backend) -> None:
     fixed, moving, u = problem

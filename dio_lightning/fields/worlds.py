@@ -31,9 +31,12 @@ def transport(
     """The displacement v with x + v(x) = A (x + u(x)): from voxels of u's grid to voxels of the one that A leads to."""
     d = u.shape[1]
     matrix, at = matrix.to(u.device), identity(u.shape[2:], u)
-    rotation, offset = matrix[:, :d, :d].to(u.dtype), matrix[:, :d, 3].to(u.dtype)
-    moved = torch.einsum("bij,bj...->bi...", rotation, at + u)
-    return moved + offset.view(*offset.shape, *[1] * d) - at
+    columns = matrix[:, :d].to(u.dtype).view(-1, d, 4, *[1] * d)
+    points, moved = at + u, columns[:, :, 3]
+    # no matrix product: autocast and TF32 would round voxels to three digits
+    for axis in range(d):
+        moved = moved + columns[:, :, axis] * points[:, axis : axis + 1]
+    return moved - at
 
 
 def on_moving_grid(u: Float[Tensor, "b d *s"], pair: Pair) -> Float[Tensor, "b d *s"]:

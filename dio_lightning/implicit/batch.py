@@ -10,8 +10,11 @@ def norm(x: Tensor) -> Tensor:
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner product of each sample of x and y (b, ...), shape (b,)."""
-    return torch.linalg.vecdot(x.flatten(1), y.flatten(1))
+    """Inner product of each sample of x and y (b, ...), shape (b,), in the precision of x and y.
+
+    No `vecdot`: that is a matrix product, which autocast and TF32 round to three digits.
+    """
+    return (x * y).flatten(1).sum(1)
 
 
 def spread(weight: Tensor, like: Tensor) -> Tensor:

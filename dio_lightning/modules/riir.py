@@ -84,7 +84,8 @@ class RIIR(RegistrationModule):
         states = list(self._states(work["fixed"], work["moving"]))
         losses = [self.objective(work, u) for u, _ in states]
         weights = self.weights().to(losses[0]["loss"])
-        terms = {name: weights @ torch.stack([terms[name] for terms in losses]) for name in losses[0]}
+        # no matrix product: autocast would round the loss to three digits
+        terms = {name: (weights * torch.stack([terms[name] for terms in losses])).sum() for name in losses[0]}
         self._report(terms, [self._solution(*states[-1])], "train", len(work["fixed"]))
         return terms["loss"]
 

@@ -42,7 +42,7 @@ def interpolate_backward(
         gradient, image, _normalise(points, image).nan_to_num(0.0), 0, _PADDING[padding], True, list(needs)
     )
     if needs[1]:
-        of_grid = of_grid.flip(-1).movedim(-1, 1) * _per_axis(image, points)
+        of_grid = of_grid.flip(-1).movedim(-1, 1) * per_axis(image, points)
     return of_image, of_grid
 
 
@@ -107,14 +107,14 @@ class _InterpolateBackward(torch.autograd.Function):
         return *interpolate_double_backward(gradient, image, points, gradients[0], gradients[1], ctx.padding), None
 
 
-def _per_axis(image: Tensor, points: Tensor) -> Tensor:
+def per_axis(image: Tensor, points: Tensor) -> Tensor:
     """2 / (S_i - 1), which turns voxels along axis i into the [-1, 1] of `grid_sample`."""
     scale = points.new_tensor([2 / max(size - 1, 1) for size in image.shape[2:]])
     return scale.view(1, -1, *[1] * (points.ndim - 2))
 
 
 def _normalise(points: Tensor, image: Tensor) -> Tensor:
-    return (points * _per_axis(image, points) - 1).movedim(1, -1).flip(-1)
+    return (points * per_axis(image, points) - 1).movedim(1, -1).flip(-1)
 
 
 def _corners(points: Tensor, size: torch.Size, padding: str) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:

@@ -1,0 +1,138 @@
+"""The script for GPUs runs here, small and on the CPU: what it finds is kept, and a run that is cut off goes on."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPT = [sys.executable, str(BENCHMARKS / "gpu.py")]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module, and what it needs."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu  # pyright: ignore[reportMissingImports]
+    import gpu_checks  # pyright: ignore[reportMissingImports]
+    import gpu_record  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setattr(gpu_checks.torch.cuda, "is_available", lambda: False)
+    return gpu, gpu_checks, gpu_record
+
+
+@pytest.mark.slow
+def test_every_section_runs_small_and_on_the_cpu(tmp_path, script, capsys) -> None:
+    out = tmp_path / "deep" / "gpu.json"
+    items = ["versions", "methods/lab/dio", "methods/lab/voxelmorph", "memory/*", "speed/dio at *", "speed/deqreg at *"]
+    options = ["--out", str(out), "--items", *items]
+    command = [*SCRIPT, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_without_gpu())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [file.name for file in out.parent.iterdir()] == ["gpu.json"]
+    record = json.loads(out.read_text())
+    assert record["device"] == "CPU, small" and len(record["sources"]) == 12
+    found = record["items"]
+    assert list(found) == [
+        *("versions", "methods/lab/dio", "methods/lab/voxelmorph", "memory/deqreg"),
+        *("speed/dio at half resolution", "speed/deqreg at half resolution"),
+    ]
+    assert all(item["ok"] and item["finished"] for item in found.values())
+    assert found["methods/lab/dio"]["gradient_difference"] < 1e-3, "the operators of a GPU are not those of the CPU"
+    assert found["memory/deqreg"]["growth"] == 0.0
+    assert found["speed/dio at half resolution"]["seconds"] > 0
+    assert script[0].main(options) == 0
+    assert capsys.readouterr().out.count(": done before") == len(found)
+    assert json.loads(out.read_text()) == record
+
+
+def test_tests_are_run_and_those_that_passed_are_not_run_again(tmp_path, script) -> None:
+    _, gpu_checks, gpu_record = script
+    record = gpu_record.Record.open(tmp_path / "gpu.json", "CPU, small")
+    progress = gpu_record.Progress(record, "tests", float("inf"))
+    few = ["-m", "not gpu", "-k", "fields.compose and double_precision"]
+    found = gpu_checks._pytest(few, progress)
+    assert found["ok"] and found["passed"] == 2 and set(found["outcomes"].values()) == {"PASSED"}
+    # one of two as if the run had been cut off: the other outcome is believed, not found again
+    first, last = found["outcomes"]
+    progress.save({"outcomes": {first: "PASSED", last: "FAILED"}})
+    assert gpu_checks._pytest(few, progress)["outcomes"] == {first: "PASSED", last: "PASSED"}
+
+
+def test_a_run_that_is_cut_off_goes_on_and_what_failed_does_not_stop_it(tmp_path, script, capsys) -> None:
+    gpu, _, gpu_record = script
+    calls: list[str] = []
+
+    def good(progress) -> dict:
+        calls.append(progress.name)
+        return {"ok": True, "value": 1.5}
+
+    def bad(progress) -> dict:
+        calls.append(progress.name)
+        raise RuntimeError("no kernel image is available")
+
+    items, path = [("a", good), ("b", bad), ("c", good)], tmp_path / "gpu.json"
+
+    def run(device: str = "H100", retry: bool = False, end: float = float("inf")) -> bool:
+        calls.clear()
+        record = gpu_record.Record.open(path, device, retry)
+        return gpu.run(record, iter(items), lambda name: True, end)
+
+    assert not run(end=0.0) and calls == []
+    assert "no time left" in capsys.readouterr().out
+    assert run() and calls == ["a", "b", "c"]
+    kept = json.loads(path.read_text())["items"]
+    assert kept["a"]["value"] == 1.5 and not kept["b"]["ok"] and "no kernel image" in kept["b"]["error"]
+    assert run() and calls == []
+    assert run(retry=True) and calls == ["b"]
+    assert run("H200") and calls == ["a", "b", "c"], "another device's items are not its own"
+
+
+def test_an_item_that_is_cut_off_is_taken_up_again(tmp_path, script) -> None:
+    gpu, _, gpu_record = script
+
+    def half(progress) -> dict:
+        return {"ok": bool(progress.before), "finished": bool(progress.before), "outcomes": {"x": "PASSED"}}
+
+    for ended in (False, True):
+        record = gpu_record.Record.open(tmp_path / "gpu.json", "H100")
+        assert gpu.run(record, iter([("tests", half)]), lambda name: True, float("inf")) is ended
+
+
+def test_other_sources_start_anew(tmp_path, script, monkeypatch) -> None:
+    _, _, gpu_record = script
+    path = tmp_path / "gpu.json"
+    record = gpu_record.Record.open(path, "H100")
+    record.put("versions", {"ok": True, "finished": True})
+    assert gpu_record.Record.open(path, "H100").finished("versions")
+    monkeypatch.setattr(gpu_record, "sources", lambda: "another")
+    assert not gpu_record.Record.open(path, "H100").items
+
+
+def test_wheels_are_unpacked_once_and_found(tmp_path, script, monkeypatch) -> None:
+    gpu, _, _ = script
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "before")
+    with pytest.raises(FileNotFoundError, match=r"holds no wheels \(\*\.whl\)"):
+        gpu.install(tmp_path, tmp_path / "site")
+    wheel = tmp_path / "lacking-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("lacking.py", "VALUE = 3\n")
+        file.writestr("lacking-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: lacking\nVersion: 1.0\n")
+        file.writestr("lacking-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr("lacking-1.0.dist-info/RECORD", "")
+    gpu.install(tmp_path, tmp_path / "site")
+    import lacking  # pyright: ignore[reportMissingImports]
+
+    assert lacking.VALUE == 3
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *args, **options: pytest.fail("unpacked again"))
+    gpu.install(tmp_path, tmp_path / "site")
+
+
+def _without_gpu() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
