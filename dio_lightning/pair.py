@@ -2,6 +2,7 @@
 
 from typing import NotRequired, Required, TypedDict
 
+import torch
 from torch import Tensor
 
 
@@ -34,3 +35,24 @@ class Pair(TypedDict, total=False):
     """(b, d, *s) the true displacement in voxels, where it is known (synthetic pairs)."""
     fixed_id: NotRequired[list[str]]
     moving_id: NotRequired[list[str]]
+
+
+def expect_batch(x: object, name: str, shape: str = "(b, c, *s)") -> Tensor:
+    """The tensor x, if it has a batch axis, a channel axis and two or three spatial ones.
+
+    Raises:
+        ValueError: with the shape that was expected, for anything else.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is of type {type(x).__name__}, expected a tensor {shape} in 2-D or 3-D")
+    if x.ndim not in (4, 5):
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, expected {shape}: a batch and a channel axis before two or three "
+            "spatial ones"
+        )
+    return x
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """At least float32: float64 stays, integers and half precision become float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dio_lightning.fields import sample
-from dio_lightning.losses.similarity import full_precision
+from dio_lightning.pair import full_precision
 
 Unit = Literal["mm", "voxels"]
 SMOOTHING = 1e-3

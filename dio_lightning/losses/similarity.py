@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from dio_lightning.pair import full_precision
+
 Image = Float[Tensor, "b c *s"]
 
 
@@ -76,8 +78,3 @@ def _window_sum(x: Tensor, axis: int, radius: int) -> Tensor:
         total.narrow(axis, shift, size - shift).add_(x.narrow(axis, 0, size - shift))
         total.narrow(axis, 0, size - shift).add_(x.narrow(axis, shift, size - shift))
     return total
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
