@@ -53,6 +53,21 @@ def expect_batch(x: object, name: str, shape: str = "(b, c, *s)") -> Tensor:
     return x
 
 
+def in_mm(pair: Pair, like: Tensor) -> Tensor:
+    """What turns voxels of the fixed grid into millimetres: its affine (b, 4, 4), else its spacing (b, d), else ones.
+
+    An affine may be oblique or sheared, which a spacing, the lengths of its columns, does not say.
+    """
+    found = pair.get("affine", pair.get("spacing"))
+    return like.new_ones(len(like), like.ndim - 2) if found is None else found
+
+
+def to_mm(offsets: Tensor, voxels: Tensor) -> Tensor:
+    """Offsets (b, d, n) in voxels as vectors in mm, (b, d, n) by a spacing (b, d), (b, 3, n) by an affine (b, 4, 4)."""
+    voxels, d = voxels.to(offsets), offsets.shape[1]
+    return voxels[:, :3, :d] @ offsets if voxels.ndim == 3 else voxels[:, :, None] * offsets
+
+
 def full_precision(x: Tensor) -> Tensor:
     """At least float32: float64 stays, integers and half precision become float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

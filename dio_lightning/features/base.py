@@ -75,7 +75,8 @@ class FeaturePyramid(nn.Module, ABC):
 def average_pool(image: Float[Tensor, "b c *s"], factor: int) -> Float[Tensor, "b c *t"]:
     """Mean over blocks of factor^d voxels, or of what is left of a block at the far side.
 
-    An axis that is shorter than the factor is one block."""
+    An axis that is shorter than the factor is one block.
+    """
     kernel = [min(factor, extent) for extent in image.shape[2:]]
     if max(kernel) == 1:
         return image

@@ -28,8 +28,8 @@ class LNCC(nn.Module):
 
     Over windows of `window`^d voxels, zero outside the image: cross = Σab - ΣaΣb / window^d, likewise the variances
     (at least 1e-5); cc = cross² / (var_a var_b + 1e-5), or signed cross / √(var_a var_b + 1e-5). A window where an
-    image is constant counts as uncorrelated, cc = 0: what is constant is said for images in [0, 1] or of larger numbers,
-    wherever their zero is. Sums are taken in float64 unless images lie in [-1, 1].
+    image is constant counts as uncorrelated, cc = 0; the bound on what is constant is meant for images in [0, 1]
+    or of larger numbers, wherever their zero is. Sums are taken in float64 (`ops.local_correlation`).
 
     Args:
         window: odd edge length in voxels.
@@ -46,7 +46,7 @@ class LNCC(nn.Module):
         self.window, self.signed = window, signed
 
     def forward(self, warped: Image, fixed: Image) -> Float[Tensor, ""]:
-        """Mean over batch, channels and voxels, in float32 at least (see `ops.local_correlation`).
+        """Mean over batch, channels and voxels, in float32 at least.
 
         Raises:
             ValueError: if the images differ in shape, or have no batch and channel axis.

@@ -1,7 +1,8 @@
-"""Local normalised cross-correlation over cubic windows, with its gradient.
+"""Local normalised cross-correlation over cubic windows, with its gradient, in float64.
 
-A window's variance is a difference of two sums. In float32 images that are far from zero beside their contrast, such as
-Hounsfield units, leave nothing of it: unless values lie in [-1, 1], all sums are taken in float64.
+A window's variance is a difference of two sums. In float32 the sums of images that are far from zero beside their
+contrast, such as Hounsfield units, leave nothing of it, and where an image in [0, 1] is nearly constant little of its
+gradient. On the CPU the sums are compiled loops; elsewhere they are plain PyTorch, as is the second derivative.
 """
 
 from functools import reduce
@@ -22,14 +23,6 @@ def local_correlation(a: Tensor, b: Tensor, window: int, signed: bool = False) -
     signed cross / √(var_a var_b + 1e-5) in [-1, 1]. Twice differentiable.
     """
     return _Correlation.apply(a, b, window, signed)
-
-
-def _precise(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the precision that their sums need; a little more than 1 is what interpolation makes of 1."""
-    within = torch.promote_types(a.dtype, b.dtype)
-    if within != torch.float64 and not max(float(x.detach().abs().amax()) for x in (a, b)) < 1.01:
-        within = torch.float64
-    return a.to(within), b.to(within)
 
 
 class _Moments(NamedTuple):
@@ -62,29 +55,45 @@ class _Correlation(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, window: int, signed: bool) -> Tensor:  # noqa: ANN401
         ctx.window, ctx.signed = window, signed
-        moments = _moments(*_precise(a, b), window)
-        ctx.save_for_backward(a, b, *moments)
-        return _mean(moments, signed).to(torch.promote_types(a.dtype, b.dtype))
+        if a.device.type == "cpu":
+            from dio_lightning.ops import correlation_numba  # compiled on first use, as feature matching is
+
+            value, slopes = correlation_numba.mean(a, b, window, FLOOR, signed)
+            kept = (slopes,)
+        else:
+            kept = _moments(a.double(), b.double(), window)
+            value = _mean(kept, signed)
+        ctx.save_for_backward(a, b, *kept)
+        return value.to(torch.promote_types(a.dtype, b.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # noqa: ANN401
-        (gradient,) = gradients
-        a, b, *rest = ctx.saved_tensors
-        needs, images = ctx.needs_input_grad[:2], [a, b]
-        found: list[Tensor | None] = [None, None]
+        a, b, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
-            value = _mean(_moments(*_precise(a, b), ctx.window), ctx.signed)
-            wanted = [image for image, need in zip(images, needs, strict=True) if need]
-            derivatives = iter(torch.autograd.grad(value, wanted, gradient.to(value), create_graph=True))
-            found = [next(derivatives) if need else None for need in needs]
-        else:
-            m = _Moments(*rest)
-            swapped = m._replace(mean_a=m.mean_b, mean_b=m.mean_a, var_a=m.var_b, var_b=m.var_a)
-            for i, moments in enumerate((m, swapped)):
-                if needs[i]:
-                    slope = _slope(images[i], images[1 - i], moments, ctx.window, ctx.signed)
-                    found[i] = (slope * (gradient / m.cross.numel())).to(images[i].dtype)
+            of_a, of_b = _differentiable(a, b, ctx, gradients[0])
+            return of_a, of_b, None, None
+        found: list[Tensor | None] = [None, None]
+        for place in (i for i in (0, 1) if ctx.needs_input_grad[i]):
+            if len(kept) == 1:
+                from dio_lightning.ops import correlation_numba
+
+                found[place] = correlation_numba.gradient(kept[0], (a, b), place, ctx.window, float(gradients[0]))
+            else:
+                m = _Moments(*kept)
+                if place == 1:
+                    m = m._replace(mean_a=m.mean_b, mean_b=m.mean_a, var_a=m.var_b, var_b=m.var_a)
+                slope = _slope((a, b)[place], (a, b)[1 - place], m, ctx.window, ctx.signed)
+                found[place] = (slope * (gradients[0] / a.numel())).to((a, b)[place].dtype)
         return found[0], found[1], None, None
+
+
+def _differentiable(a: Tensor, b: Tensor, ctx: Any, gradient: Tensor) -> list[Tensor | None]:  # noqa: ANN401
+    """Gradients with respect to a and b that autograd can differentiate again."""
+    value = _mean(_moments(a.double(), b.double(), ctx.window), ctx.signed)
+    needs = ctx.needs_input_grad[:2]
+    wanted = [image for image, need in zip((a, b), needs, strict=True) if need]
+    found = iter(torch.autograd.grad(value, wanted, gradient.to(value), create_graph=True))
+    return [next(found) if need else None for need in needs]
 
 
 def _slope(a: Tensor, b: Tensor, m: _Moments, window: int, signed: bool) -> Tensor:
