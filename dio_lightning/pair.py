@@ -2,6 +2,7 @@
 
 from typing import NotRequired, Required, TypedDict
 
+import torch
 from torch import Tensor
 
 
@@ -41,3 +42,39 @@ class Pair(TypedDict, total=False):
     Their headers place them in the world of `affine` (`headers.read_header`), so that a displacement can be carried to
     the moving file as it is stored.
     """
+
+
+def expect_batch(x: object, name: str, shape: str = "(b, c, *s)") -> Tensor:
+    """The tensor x, if it has a batch axis, a channel axis and two or three spatial ones.
+
+    Raises:
+        ValueError: with the shape that was expected, for anything else.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is of type {type(x).__name__}, expected a tensor {shape} in 2-D or 3-D")
+    if x.ndim not in (4, 5):
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}, expected {shape}: a batch and a channel axis before two or three "
+            "spatial ones"
+        )
+    return x
+
+
+def in_mm(pair: Pair, like: Tensor) -> Tensor:
+    """What turns voxels of the fixed grid into millimetres: its affine (b, 4, 4), else its spacing (b, d), else ones.
+
+    An affine may be oblique or sheared, which a spacing, the lengths of its columns, does not say.
+    """
+    found = pair.get("affine", pair.get("spacing"))
+    return like.new_ones(len(like), like.ndim - 2) if found is None else found
+
+
+def to_mm(offsets: Tensor, voxels: Tensor) -> Tensor:
+    """Offsets (b, d, n) in voxels as vectors in mm, (b, d, n) by a spacing (b, d), (b, 3, n) by an affine (b, 4, 4)."""
+    voxels, d = voxels.to(offsets), offsets.shape[1]
+    return voxels[:, :3, :d] @ offsets if voxels.ndim == 3 else voxels[:, :, None] * offsets
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """At least float32: float64 stays, integers and half precision become float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

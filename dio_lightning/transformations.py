@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dio_lightning.fields import compose, exponential, gaussian_smooth, resize
+from dio_lightning.fields import Grid, compose, exponential, gaussian_smooth, regrid, spanning
 
 
 class Transformation(ABC):
@@ -57,7 +57,11 @@ class Transformation(ABC):
 
     def resize(self, z: Float[Tensor, "b d ..."], old: Sequence[int], size: Sequence[int]) -> Float[Tensor, "b d ..."]:
         """The same transformation on a grid of another size than the old one."""
-        return resize(z, size)
+        return self.regrid(z, spanning(size, old), spanning(size, size))
+
+    def regrid(self, z: Float[Tensor, "b d ..."], old: Grid, new: Grid) -> Float[Tensor, "b d ..."]:
+        """The same transformation on another grid of the same image, such as the next level of a pyramid."""
+        return regrid(z, old, new)
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,17 @@ class Affine(Transformation):
         """X: there is no field to smooth."""
         return x
 
-    def resize(self, z: Tensor, old: Sequence[int], size: Sequence[int]) -> Tensor:
-        """Voxels of the old grid to voxels of the new one."""
-        ratio = [(new - 1) / max(extent - 1, 1) for extent, new in zip(old, size, strict=True)]
-        return z * z.new_tensor(ratio)[:, None]
+    def regrid(self, z: Tensor, old: Grid, new: Grid) -> Tensor:
+        """Voxels of the old grid to voxels of the new one: n_j of the one grid is α_j n_j + β_j of the other."""
+        *columns, offset = z.unbind(2)
+        for j, (n, m) in enumerate(zip(old.size, new.size, strict=True)):
+            if n > 1 and m > 1:
+                reach = old.step[j] * (n - 1)
+                alpha = new.step[j] * (m - 1) / reach
+                offset = offset + (2 * (new.start[j] - old.start[j]) / reach + alpha - 1) * columns[j]
+                columns[j] = alpha * columns[j]
+        ratio = z.new_tensor([a / b for a, b in zip(old.step, new.step, strict=True)])
+        return torch.stack([*columns, offset], 2) * ratio[:, None]
 
 
 def _coordinates(size: Sequence[int], like: Tensor) -> list[Tensor]:

@@ -11,7 +11,7 @@ from dio_lightning.fields import moving_points, on_moving_grid
 from dio_lightning.metrics import dice_per_label, hausdorff_per_label, label_sizes, regularity, tre, warp_label
 from dio_lightning.metrics.landmarks import Order
 from dio_lightning.metrics.overlap import LabelMode
-from dio_lightning.pair import Pair
+from dio_lightning.pair import Pair, in_mm
 
 BORDER = 2
 IDENTITY = ("dice", "hd95", "hd", "mask_dice", "tre")
@@ -53,8 +53,10 @@ def score_pair(u: Tensor, pair: Pair, options: ScoreOptions) -> tuple[Row, list[
         label["dice_identity"] = before["dice"]
     if options.masked and "fixed_mask" not in pair:
         raise ValueError("masked scores need pairs with a fixed_mask")
-    if min(u.shape[2:]) > 2 * BORDER:
-        found = regularity(u, BORDER, pair.get("fixed_mask") if options.masked else None)
+    # an axis too short for a border keeps at least its middle
+    borders = [min(BORDER, (extent - 1) // 2) for extent in u.shape[2:]]
+    if max(u.shape[2:]) > 2 * BORDER:
+        found = regularity(u, borders, pair.get("fixed_mask") if options.masked else None)
         row |= {"folds": found.folds.item(), "sdlogj": found.sdlogj.item(), "std_logj": found.std_logj.item()}
     return row, labels
 
@@ -67,7 +69,7 @@ def solver_report(outputs: Mapping[str, object], index: int) -> Row:
 
 def _fit(u: Tensor, pair: Pair, options: ScoreOptions) -> tuple[Row, list[Row]]:
     """Scores that compare two images: labels, masks and landmarks. The moving one is sampled on its own grid."""
-    spacing = pair.get("spacing", torch.ones(1, u.shape[1], device=u.device))
+    spacing = in_mm(pair, u)
     v = on_moving_grid(u, pair)
     row: Row = {}
     labels: list[Row] = []
@@ -93,7 +95,7 @@ def _overlap(u: Tensor, fixed: Tensor, moving: Tensor, spacing: Tensor, options:
     row: Row = {"dice": dice.nanmean().item()}
     labels: list[Row] = [{"label": value, "dice": dice[value - 1].item()} for value in values]
     if options.surface:
-        unit = torch.ones_like(spacing) if options.unit_spacing else spacing
+        unit = spacing.new_ones(1, u.shape[1]) if options.unit_spacing else spacing
         hd95, hd = hausdorff_per_label(fixed, warped, unit, values)
         for label, near, far in zip(labels, hd95[0].tolist(), hd[0].tolist(), strict=True):
             label |= {"hd95": near, "hd": far}

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dio_lightning.fields import Grid, blocks
 from dio_lightning.networks.blocks import channels_last
+from dio_lightning.pair import expect_batch
 
 
 class FeaturePyramid(nn.Module, ABC):
@@ -31,6 +33,14 @@ class FeaturePyramid(nn.Module, ABC):
             raise ValueError(f"levels must be powers of two from coarse to fine, such as (4, 2, 1), not {levels}.")
         self.levels, self.channels = tuple(levels), channels
 
+    def __call__(self, image: object, levels: Sequence[int] | None = None) -> list[Tensor]:
+        """See `forward`.
+
+        Raises:
+            ValueError: if the image is no tensor with a batch and a channel axis, or a level is not the pyramid's.
+        """
+        return super().__call__(expect_batch(image, "the image"), levels)
+
     def forward(
         self, image: Float[Tensor, "b c *s"], levels: Sequence[int] | None = None
     ) -> list[Float[Tensor, "b k *_"]]:
@@ -41,19 +51,34 @@ class FeaturePyramid(nn.Module, ABC):
         Raises:
             ValueError: if a level is asked that this pyramid does not have.
         """
-        asked = self.levels if levels is None else tuple(sorted(levels, reverse=True))
-        if not asked or not set(asked) <= set(self.levels):
-            raise ValueError(f"levels must be among {self.levels}, not {asked}.")
-        return [channels_last(x.float()) for x in self.extract(image, asked)]
+        return [channels_last(x.float()) for x in self.extract(image, self._asked(levels))]
+
+    def grids(self, size: Sequence[int], levels: Sequence[int] | None = None) -> list[Grid]:
+        """Where the voxels of the features of an image of this size lie, for the asked levels, coarse to fine.
+
+        Raises:
+            ValueError: if a level is asked that this pyramid does not have.
+        """
+        return [blocks(size, level) for level in self._asked(levels)]
 
     @abstractmethod
     def extract(self, image: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
         """Features of the image at these levels, which are checked and go from coarse to fine."""
 
+    def _asked(self, levels: Sequence[int] | None) -> tuple[int, ...]:
+        asked = self.levels if levels is None else tuple(sorted(levels, reverse=True))
+        if not asked or not set(asked) <= set(self.levels):
+            raise ValueError(f"levels must be among {self.levels}, not {asked}.")
+        return asked
+
 
 def average_pool(image: Float[Tensor, "b c *s"], factor: int) -> Float[Tensor, "b c *t"]:
-    """Mean over blocks of factor^d voxels, or of what is left of a block at the far side."""
-    if factor == 1:
+    """Mean over blocks of factor^d voxels, or of what is left of a block at the far side.
+
+    An axis that is shorter than the factor is one block.
+    """
+    kernel = [min(factor, extent) for extent in image.shape[2:]]
+    if max(kernel) == 1:
         return image
     pool = {4: F.avg_pool2d, 5: F.avg_pool3d}[image.ndim]
-    return pool(image, factor, ceil_mode=True, count_include_pad=False)
+    return pool(image, kernel, ceil_mode=True, count_include_pad=False)

@@ -2,15 +2,19 @@
 
 from dio_lightning.fields.grid import downsample, identity, resample, resize, sample, warp
 from dio_lightning.fields.jacobian import jacobian, jacobian_determinant
+from dio_lightning.fields.levels import Grid, blocks, regrid, spanning
 from dio_lightning.fields.maps import compose, exponential, inverse
-from dio_lightning.fields.smoothing import gaussian_smooth
+from dio_lightning.fields.smoothing import gaussian_average, gaussian_smooth
 from dio_lightning.fields.worlds import fixed_to_moving, moving_points, on_moving_grid, on_one_grid, seen_from
 
 __all__ = [
+    "Grid",
+    "blocks",
     "compose",
     "downsample",
     "exponential",
     "fixed_to_moving",
+    "gaussian_average",
     "gaussian_smooth",
     "identity",
     "inverse",
@@ -19,9 +23,11 @@ __all__ = [
     "moving_points",
     "on_moving_grid",
     "on_one_grid",
+    "regrid",
     "resample",
     "resize",
     "sample",
     "seen_from",
+    "spanning",
     "warp",
 ]

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from dio_lightning.fields.smoothing import gaussian_smooth
+from dio_lightning.fields.smoothing import gaussian_average
 from dio_lightning.ops import sampling
+from dio_lightning.pair import expect_batch, full_precision
 
 
 def identity(size: Sequence[int], like: Tensor) -> Float[Tensor, "1 d *s"]:
@@ -21,47 +22,58 @@ def identity(size: Sequence[int], like: Tensor) -> Float[Tensor, "1 d *s"]:
 
 
 def sample(
-    image: Shaped[Tensor, "b c *s"],
+    image: Shaped[Tensor, "#b c *s"],
     points: Float[Tensor, "#b d *t"],
     mode: str = "linear",
     padding: str = "border",
 ) -> Shaped[Tensor, "b c *t"]:
-    """Image at points in voxels; `linear` (twice differentiable) or `nearest` (any dtype, no gradient).
+    """Image at points in voxels; `linear` (twice differentiable) or `nearest` (values are gathered, halves round up).
 
-    Outside the image it is the nearest border value (`border`) or zero (`zeros`).
+    Outside the image it is the nearest border value (`border`) or zero (`zeros`). One image is sampled at the points of
+    many samples, and many images at the points of one. `linear` promotes the types of image and points, and computes in
+    float32 at least; `nearest` keeps the image's, integers and bool too. At a point that is not finite there is NaN, or
+    0 where the type has no NaN; infinite points are outside for `nearest`.
 
     Raises:
-        ValueError: for another mode or padding, or points whose channels are not the image's dimensions.
+        ValueError: for another mode or padding, or shapes that do not fit.
     """
     if mode not in ("linear", "nearest") or padding not in ("border", "zeros"):
         raise ValueError(
             f"cannot sample with mode={mode!r}, padding={padding!r}: expected linear|nearest, border|zeros"
         )
-    d = image.ndim - 2
+    d = expect_batch(image, "the image").ndim - 2
     if points.shape[1] != d:
         raise ValueError(f"points have {points.shape[1]} channels, expected {d}, the dimensions of the image")
-    points = points.expand(len(image), *points.shape[1:])
-    flat = points.reshape(*points.shape[:2], *[1] * (d - 1), -1) if points.ndim != d + 2 else points
-    if mode == "linear":
-        values = sampling.interpolate(image, flat, padding)
+    if len(image) != len(points) and 1 not in (len(image), len(points)):
+        raise ValueError(f"{len(image)} images do not go with the points of {len(points)} samples, expected as many")
+    b = len(points) if len(image) == 1 else len(image)
+    image, points = image.expand(b, *image.shape[1:]), points.expand(b, *points.shape[1:])
+    flat = points.reshape(b, d, *[1] * (d - 1), -1) if points.ndim != d + 2 else points
+    if mode == "nearest":
+        values = _nearest(image, flat, padding)
     else:
-        values = sampling.native(image.to(points.dtype), flat, "nearest", padding).to(image.dtype)
-    return values.reshape(*image.shape[:2], *points.shape[2:])
+        found = torch.promote_types(image.dtype, points.dtype)
+        within = torch.promote_types(found, torch.float32)
+        values = sampling.interpolate(image.to(within), flat.to(within), padding).to(found)
+    return values.reshape(b, image.shape[1], *points.shape[2:])
 
 
 def warp(
-    image: Shaped[Tensor, "b c *s"], u: Float[Tensor, "b d *t"], mode: str = "linear", padding: str = "border"
+    image: Shaped[Tensor, "#b c *s"], u: Float[Tensor, "#b d *t"], mode: str = "linear", padding: str = "border"
 ) -> Shaped[Tensor, "b c *t"]:
-    """Image at x + u(x): the moving image, seen on the fixed grid."""
-    return sample(image, identity(u.shape[2:], u) + u, mode, padding)
+    """Image at x + u(x): the moving image, seen on the fixed grid; batches and types as in `sample`."""
+    fine = full_precision(expect_batch(u, "the displacement", "(b, d, *s)"))  # bfloat16 has no coordinates above 256
+    found = sample(image, identity(u.shape[2:], fine) + fine, mode, padding)
+    return found if mode == "nearest" else found.to(torch.promote_types(image.dtype, u.dtype))
 
 
 def resample(image: Shaped[Tensor, "b c *s"], size: Sequence[int], mode: str = "linear") -> Shaped[Tensor, "b c *t"]:
     """Image on another grid, values kept; no smoothing."""
-    if tuple(size) == tuple(image.shape[2:]):
+    if tuple(size) == tuple(expect_batch(image, "the image").shape[2:]):
         return image
-    like = image if image.is_floating_point() else image.new_empty(0, dtype=torch.float32)
-    return sample(image, identity(size, like) * _ratio(size, image.shape[2:], like), mode)
+    like = image.new_empty(0, dtype=torch.promote_types(image.dtype, torch.float32))
+    found = sample(image, identity(size, like) * _ratio(size, image.shape[2:], like), mode)
+    return found.to(image.dtype) if image.is_floating_point() else found
 
 
 def resize(u: Float[Tensor, "b d *s"], size: Sequence[int]) -> Float[Tensor, "b d *t"]:
@@ -72,12 +84,31 @@ def resize(u: Float[Tensor, "b d *s"], size: Sequence[int]) -> Float[Tensor, "b 
 
 
 def downsample(image: Float[Tensor, "b c *s"], size: Sequence[int]) -> Float[Tensor, "b c *t"]:
-    """Image on a coarser grid, smoothed before by a Gaussian of half the factor (DIO, FireANTs)."""
+    """Image on a coarser grid, smoothed before by a Gaussian of half the factor (DIO, FireANTs).
+
+    Where the Gaussian reaches beyond the image it is normalised over what lies inside: no dark frame holds the image.
+    """
     factors = [old / new for old, new in zip(image.shape[2:], size, strict=True)]
-    return resample(gaussian_smooth(image, [0.5 * f if f > 1 else 0.0 for f in factors]), size)
+    return resample(gaussian_average(image, [0.5 * f if f > 1 else 0.0 for f in factors]), size)
 
 
 def _ratio(old: Sequence[int], new: Sequence[int], like: Tensor) -> Tensor:
     """(new - 1) / (old - 1) per axis, shaped to multiply a field."""
     ratio = [(n - 1) / max(o - 1, 1) for o, n in zip(old, new, strict=True)]
     return like.new_tensor(ratio).view(1, -1, *[1] * len(ratio))
+
+
+def _nearest(image: Tensor, points: Tensor, padding: str) -> Tensor:
+    """Voxels (b, c, *t) nearest to points (b, d, *t), gathered; in float64, so that no coordinate is rounded twice."""
+    flat = torch.zeros_like(points[:, 0], dtype=torch.int64)
+    inside = torch.ones_like(flat, dtype=torch.bool)
+    for axis, extent in enumerate(image.shape[2:]):
+        at = (points[:, axis].double() + 0.5).floor()
+        inside &= (at >= 0) & (at < extent)
+        flat = flat * extent + at.nan_to_num(0.0).clamp(0, extent - 1).long()
+    where = flat.flatten(1)[:, None].expand(-1, image.shape[1], -1)
+    values = image.flatten(2).gather(2, where).view(len(image), image.shape[1], *flat.shape[1:])
+    if padding == "zeros":
+        values = torch.where(inside[:, None], values, torch.zeros_like(values))
+    missing = torch.zeros_like(values) if not image.is_floating_point() else torch.full_like(values, torch.nan)
+    return torch.where(points.isnan().any(1, keepdim=True), missing, values)

@@ -8,15 +8,10 @@ from torch import Tensor
 def jacobian(u: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d d *s"]:
     """∇ϕ of ϕ = id + u: entry (i, j) is ∂ϕ_i/∂x_j, by central differences, one-sided at the border.
 
-    Raises:
-        ValueError: if an axis has fewer than two voxels.
+    Along an axis of one voxel nothing varies: u has no derivative there.
     """
     d = u.shape[1]
-    if min(u.shape[2:]) < 2:
-        raise ValueError(
-            f"a field of size {tuple(u.shape[2:])} has no derivatives: expected two voxels along each axis"
-        )
-    columns = torch.gradient(u, dim=list(range(2, 2 + d)))
+    columns = [torch.gradient(u, dim=axis)[0] if u.shape[axis] > 1 else torch.zeros_like(u) for axis in range(2, 2 + d)]
     unit = torch.eye(d, dtype=u.dtype, device=u.device).view(1, d, d, *[1] * d)
     return torch.stack(columns, dim=2) + unit
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import erf, sqrt
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,6 +23,12 @@ def gaussian_smooth(
         if value > 0:
             x = _along(x, axis, _taps(float(value), truncate))
     return x
+
+
+def gaussian_average(x: Float[Tensor, "b c *s"], sigma: float | Sequence[float]) -> Float[Tensor, "b c *s"]:
+    """The same smoothing for images, normalised over what lies inside: a constant stays constant up to the border."""
+    inside = gaussian_smooth(torch.ones_like(x[:1, :1]), sigma)
+    return gaussian_smooth(x, sigma) / inside
 
 
 def _along(x: Tensor, axis: int, taps: Sequence[float]) -> Tensor:

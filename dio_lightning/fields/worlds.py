@@ -7,7 +7,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dio_lightning.fields.grid import identity, sample
-from dio_lightning.fields.smoothing import gaussian_smooth
+from dio_lightning.fields.smoothing import gaussian_average
 from dio_lightning.pair import Pair
 
 
@@ -60,11 +60,11 @@ def seen_from(
     Where the image's voxels are finer it is smoothed before (linear mode), as `downsample` does.
     """
     d = image.ndim - 2
-    like = image if image.is_floating_point() else matrix.float()
+    like = image.new_empty(0, dtype=torch.promote_types(image.dtype, torch.float32))
     points = identity(size, like) + transport(like.new_zeros(len(image), d, *size), matrix)
     if mode == "linear":
         factors = matrix[:, :d, :d].norm(dim=2).mean(0).tolist()
-        image = gaussian_smooth(image, [0.5 * factor if factor > 1.01 else 0.0 for factor in factors])
+        image = gaussian_average(image, [0.5 * factor if factor > 1.01 else 0.0 for factor in factors])
     return sample(image, points, mode, padding)
 
 

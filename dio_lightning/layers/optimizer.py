@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dio_lightning.fields import Grid, regrid, spanning
 from dio_lightning.implicit import (
     Adam,
     Adjoint,
@@ -19,6 +21,7 @@ from dio_lightning.implicit import (
     StopRule,
     fixed_point,
 )
+from dio_lightning.pair import expect_batch
 from dio_lightning.transformations import FreeForm, Transformation
 from dio_lightning.updates import Descent, UpdateRule
 
@@ -70,18 +73,36 @@ class OptimizerLayer:
         fixed: Sequence[Float[Tensor, "b c ..."]],
         moving: Sequence[Float[Tensor, "b c ..."]],
         observe: Observe | None = None,
+        grids: Sequence[Grid] | None = None,
+        size: Sequence[int] | None = None,
     ) -> list[Solution]:
         """Feature pyramids, coarse to fine, to one `Solution` a level, whose value is the displacement there.
 
+        Features lie on `grids` over an image of this size (`FeaturePyramid.grids`), by default on grids that have their
+        ends in common. Displacements are those of the latter: on as many voxels as the level has, from end to end.
         `observe` sees the displacement after every step of the finest level, where then no sample stops early.
+
+        Raises:
+            ValueError: if the features are not tensors (b, c, *s), or do not lie on the grids.
         """
+        for f, m in zip(fixed, moving, strict=True):
+            expect_batch(f, "a level of the fixed features")
+            expect_batch(m, "a level of the moving features")
+        full = fixed[-1].shape[2:] if size is None else size
+        ends = [spanning(full, f.shape[2:]) for f in fixed]
+        grids = ends if grids is None else grids
+        if [grid.size for grid in grids] != [end.size for end in ends]:
+            raise ValueError(f"features on {[e.size for e in ends]} voxels, expected {[grid.size for grid in grids]}")
         solutions: list[Solution] = []
-        z, size = self.transformation.initial(fixed[0]), fixed[0].shape[2:]
-        for f, m, steps in zip(fixed, moving, self.iterations[: len(fixed)], strict=True):
-            z, size = self.transformation.resize(z.detach(), size, f.shape[2:]), f.shape[2:]
-            solution = self.solve(f, m, z, steps, observe if len(solutions) == len(fixed) - 1 else None)
+        z = self.transformation.initial(fixed[0])
+        levels = zip(fixed, moving, self.iterations[: len(fixed)], grids, ends, strict=True)
+        for level, (f, m, steps, grid, end) in enumerate(levels):
+            z = self.transformation.regrid(z.detach(), grids[max(level - 1, 0)], grid)
+            see = partial(_on, observe, grid, end) if observe is not None and level == len(fixed) - 1 else None
+            solution = self.solve(f, m, z, steps, see)
             z = solution.value
-            solutions.append(replace(solution, value=self.transformation.displacement(z, size)))
+            u = self.transformation.displacement(z, grid.size)
+            solutions.append(replace(solution, value=regrid(u, grid, end)))
         finest = solutions[-1].value
         if finest.requires_grad and self.clamp_quantile < 1:
             finest.register_hook(lambda gradient: clamp_to_quantile(gradient, self.clamp_quantile))
@@ -114,6 +135,10 @@ class OptimizerLayer:
             advance=advance,
             observe=None if observe is None else watch,
         )
+
+
+def _on(observe: Observe, grid: Grid, end: Grid, u: Tensor) -> None:
+    observe(regrid(u, grid, end))
 
 
 def clamp_to_quantile(gradient: Tensor, quantile: float) -> Tensor:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dio_lightning.fields import sample
-from dio_lightning.losses.similarity import full_precision
+from dio_lightning.pair import full_precision, to_mm
 
 Unit = Literal["mm", "voxels"]
 SMOOTHING = 1e-3
@@ -36,9 +36,9 @@ class Landmarks(nn.Module):
         u: Float[Tensor, "b d *s"],
         fixed_points: Float[Tensor, "b d n"],
         moving_points: Float[Tensor, "b d m"],
-        spacing: Float[Tensor, "b d"] | None = None,
+        spacing: Float[Tensor, "b d"] | Float[Tensor, "b 4 4"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Scalar distance; u and points in voxels of the grid of u, spacing in mm per voxel of that grid.
+        """Scalar distance; u and points in voxels of the grid of u, spacing in mm of that grid, or its affine.
 
         Raises:
             ValueError: if there are no landmarks, their numbers differ, or the unit is mm and there is no spacing.
@@ -54,5 +54,5 @@ class Landmarks(nn.Module):
         if self.unit == "mm":
             if spacing is None:
                 raise ValueError('the landmark term measures in "mm", but the pair has no spacing: use unit "voxels".')
-            error = error * spacing.to(u)[:, :, None]
+            error = to_mm(error, spacing)
         return ((error.square().sum(1) + SMOOTHING**2).sqrt() - SMOOTHING).mean()

@@ -20,7 +20,7 @@ class Objective(nn.Module):
         label_weight: its weight.
         regularity: u to scalar, such as Diffusion.
         regularity_weight: its weight.
-        landmarks: (u, fixed_points, moving_points, spacing) to scalar, such as Landmarks.
+        landmarks: (u, fixed_points, moving_points, affine or spacing) to scalar, such as Landmarks.
         landmarks_weight: its weight.
 
     Raises:
@@ -66,7 +66,7 @@ class Objective(nn.Module):
             if "fixed_points" not in pair or "moving_points" not in pair:
                 raise ValueError("The objective has a landmark term, but the pair has no fixed_points, moving_points.")
             points = pair["fixed_points"], pair["moving_points"]
-            terms["landmarks"] = self.landmarks(u, *points, pair.get("spacing"))
+            terms["landmarks"] = self.landmarks(u, *points, pair.get("affine", pair.get("spacing")))
         if self.regularity is not None:
             terms["regularity"] = self.regularity(u)
         loss = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from dio_lightning.losses.similarity import full_precision
+from dio_lightning.pair import full_precision
 
 Label = Integer[Tensor, "b 1 *s"]
 _EPS = 1e-6

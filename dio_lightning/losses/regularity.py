@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dio_lightning.fields import jacobian_determinant
-from dio_lightning.losses.similarity import full_precision
+from dio_lightning.pair import full_precision
 
 Normalisation = Literal["sum", "mean"]
 

@@ -1,11 +1,11 @@
 """Similarity losses of a warped and a fixed image; smaller is better."""
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import Function
+
+from dio_lightning.ops import local_correlation
+from dio_lightning.pair import expect_batch, full_precision
 
 Image = Float[Tensor, "b c *s"]
 
@@ -14,7 +14,12 @@ class SSD(nn.Module):
     """Mean squared difference, as a scalar."""
 
     def forward(self, warped: Image, fixed: Image) -> Float[Tensor, ""]:
-        """Mean over batch, channels and voxels, in float32."""
+        """Mean over batch, channels and voxels, in float32.
+
+        Raises:
+            ValueError: if the images differ in shape, or have no batch and channel axis.
+        """
+        same_shape(warped, fixed)
         return (full_precision(warped) - full_precision(fixed)).square().mean()
 
 
@@ -23,7 +28,8 @@ class LNCC(nn.Module):
 
     Over windows of `window`^d voxels, zero outside the image: cross = Σab - ΣaΣb / window^d, likewise the variances
     (at least 1e-5); cc = cross² / (var_a var_b + 1e-5), or signed cross / √(var_a var_b + 1e-5). A window where an
-    image is constant counts as uncorrelated, cc = 0.
+    image is constant counts as uncorrelated, cc = 0; the bound on what is constant is meant for images in [0, 1]
+    or of larger numbers, wherever their zero is. Sums are taken in float64 (`ops.local_correlation`).
 
     Args:
         window: odd edge length in voxels.
@@ -40,44 +46,19 @@ class LNCC(nn.Module):
         self.window, self.signed = window, signed
 
     def forward(self, warped: Image, fixed: Image) -> Float[Tensor, ""]:
-        """Mean over batch, channels and voxels, in float32 (bfloat16 variances would cancel)."""
+        """Mean over batch, channels and voxels, in float32 at least.
+
+        Raises:
+            ValueError: if the images differ in shape, or have no batch and channel axis.
+        """
+        same_shape(warped, fixed)
         with torch.autocast(warped.device.type, enabled=False):
-            a, b = full_precision(warped), full_precision(fixed)
-            sum_a, sum_b, sum_aa, sum_bb, sum_ab = (self._box(x) for x in (a, b, a * a, b * b, a * b))
-            count = self.window ** (a.ndim - 2)
-            cross = sum_ab - sum_a * sum_b / count
-            var_a = (sum_aa - sum_a * sum_a / count).clamp(min=1e-5)
-            var_b = (sum_bb - sum_b * sum_b / count).clamp(min=1e-5)
-            product = var_a * var_b + 1e-5
-            return 1 - (cross * product.rsqrt() if self.signed else cross * cross / product).mean()
-
-    def _box(self, x: Tensor) -> Tensor:
-        return _BoxSum.apply(x, self.window)
+            return 1 - local_correlation(full_precision(warped), full_precision(fixed), self.window, self.signed)
 
 
-class _BoxSum(Function):
-    """Sum over a centred window with zeros outside: a symmetric operator, so its own adjoint."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, window: int) -> Tensor:  # noqa: ANN401
-        ctx.window = window
-        for axis in range(2, x.ndim):
-            x = _window_sum(x, axis, window // 2)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return _BoxSum.apply(gradients[0], ctx.window), None
-
-
-def _window_sum(x: Tensor, axis: int, radius: int) -> Tensor:
-    size, total = x.shape[axis], x.clone()
-    for shift in range(1, min(radius, size - 1) + 1):
-        total.narrow(axis, shift, size - shift).add_(x.narrow(axis, 0, size - shift))
-        total.narrow(axis, 0, size - shift).add_(x.narrow(axis, shift, size - shift))
-    return total
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """At least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def same_shape(warped: Tensor, fixed: Tensor) -> None:
+    """Raises ValueError unless both are batches of images (b, c, *s) of one shape."""
+    for image, name in ((warped, "the warped image"), (fixed, "the fixed image")):
+        expect_batch(image, name)
+    if warped.shape != fixed.shape:
+        raise ValueError(f"the warped image has shape {tuple(warped.shape)}, the fixed one {tuple(fixed.shape)}")

@@ -9,6 +9,7 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from dio_lightning.fields import sample
+from dio_lightning.pair import to_mm
 
 Order = Literal[1, 3]
 
@@ -17,11 +18,12 @@ def tre(
     u: Float[Tensor, "b d *s"],
     fixed_points: Float[Tensor, "b d n"],
     moving_points: Float[Tensor, "b d n"],
-    spacing: Float[Tensor, "b d"],
+    spacing: Float[Tensor, "b d"] | Float[Tensor, "b 4 4"],
     order: Order = 1,
 ) -> Float[Tensor, "b n"]:
     """Distance in mm of every mapped fixed landmark p + u(p) to its moving landmark; u and points in voxels.
 
+    spacing is that of the grid in mm, or its affine: where that is oblique or sheared, only it knows the distances.
     order is that of the interpolation of u at the landmarks: 1 is linear with the border repeated, 3 is the cubic
     spline of Learn2Reg's evaluation (scipy's `map_coordinates`, zero outside the grid; runs on the CPU).
 
@@ -37,7 +39,7 @@ def tre(
     else:
         raise ValueError(f"the interpolation order of landmarks must be 1 or 3, not {order!r}")
     error = fixed_points.to(found) + found - moving_points.to(found)
-    return (error * spacing.to(found)[:, :, None]).norm(dim=1)
+    return to_mm(error, spacing).norm(dim=1)
 
 
 def _cubic(u: Tensor, points: Tensor) -> Tensor:

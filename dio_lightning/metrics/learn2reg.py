@@ -19,7 +19,7 @@ from dio_lightning.metrics.landmarks import tre
 from dio_lightning.metrics.overlap import dice_per_label, label_sizes, warp_label
 from dio_lightning.metrics.regularity import LARGEST, SMALLEST, sdlogj
 from dio_lightning.metrics.surface import hausdorff_per_label
-from dio_lightning.pair import Pair
+from dio_lightning.pair import Pair, in_mm
 
 SHIFT, BORDER = 3, 2
 SCORES = ("dice", "hd95", "tre", "sdlogj", "num_foldings")
@@ -40,9 +40,8 @@ def learn2reg(u: Float[Tensor, "1 d *s"], pair: Pair, masked: bool = False) -> d
         found["dice"] = dice(v, *labels).nanmean().item()
         found["hd95"] = hd95(v, *labels).nanmean().item()
     if "fixed_points" in pair and "moving_points" in pair:
-        spacing = pair.get("spacing", torch.ones(1, u.shape[1]))
         # millimetres are those of the world, whichever grid the moving landmarks were given on
-        found["tre"] = tre(u, pair["fixed_points"], moving_points(pair), spacing, order=3).mean().item()
+        found["tre"] = tre(u, pair["fixed_points"], moving_points(pair), in_mm(pair, u), order=3).mean().item()
     if min(u.shape[2:]) > 2 * BORDER:
         found["sdlogj"] = sdlogj(u, BORDER, pair.get("fixed_mask") if masked else None).item()
         found["num_foldings"] = float(num_foldings(u))

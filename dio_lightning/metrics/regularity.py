@@ -1,5 +1,6 @@
 """Regularity of a displacement: folding and the spread of the log Jacobian determinant."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,8 +20,10 @@ class Regularity(NamedTuple):
     std_logj: Float[Tensor, " b"]
 
 
-def regularity(u: Float[Tensor, "b d *s"], border: int = 2, mask: Shaped[Tensor, "b 1 *s"] | None = None) -> Regularity:
-    """`folds`, `sdlogj` and `std_logj` from one Jacobian determinant.
+def regularity(
+    u: Float[Tensor, "b d *s"], border: int | Sequence[int] = 2, mask: Shaped[Tensor, "b 1 *s"] | None = None
+) -> Regularity:
+    """`folds`, `sdlogj` and `std_logj` from one Jacobian determinant, without a border as wide along all axes, or each.
 
     Raises:
         ValueError: the border leaves no voxel.
@@ -31,7 +34,7 @@ def regularity(u: Float[Tensor, "b d *s"], border: int = 2, mask: Shaped[Tensor,
 
 
 def folds(
-    u: Float[Tensor, "b d *s"], border: int = 2, mask: Shaped[Tensor, "b 1 *s"] | None = None
+    u: Float[Tensor, "b d *s"], border: int | Sequence[int] = 2, mask: Shaped[Tensor, "b 1 *s"] | None = None
 ) -> Float[Tensor, " b"]:
     """Percentage of voxels with det ∇ϕ ≤ 0 per sample, u in voxels; border voxels and voxels outside the mask left out.
 
@@ -44,7 +47,7 @@ def folds(
 
 
 def sdlogj(
-    u: Float[Tensor, "b d *s"], border: int = 2, mask: Shaped[Tensor, "b 1 *s"] | None = None
+    u: Float[Tensor, "b d *s"], border: int | Sequence[int] = 2, mask: Shaped[Tensor, "b 1 *s"] | None = None
 ) -> Float[Tensor, " b"]:
     """Learn2Reg's SDlogJ: standard deviation of log(clip(det ∇ϕ + 3, 1e-9, 1e9)) per sample.
 
@@ -58,7 +61,7 @@ def sdlogj(
 
 
 def std_logj(
-    u: Float[Tensor, "b d *s"], border: int = 2, mask: Shaped[Tensor, "b 1 *s"] | None = None
+    u: Float[Tensor, "b d *s"], border: int | Sequence[int] = 2, mask: Shaped[Tensor, "b 1 *s"] | None = None
 ) -> Float[Tensor, " b"]:
     """Standard deviation of log(clip(det ∇ϕ, 1e-9, 1e9)) per sample, the definition of DEQReg and GraDIRN.
 
@@ -68,11 +71,13 @@ def std_logj(
     return _spread(*_inner(u, border, mask))
 
 
-def _inner(u: Tensor, border: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _inner(u: Tensor, border: int | Sequence[int], mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Determinants and mask (b, m), float64, of the voxels that are left without the border."""
-    if border < 0 or min(u.shape[2:]) <= 2 * border:
-        raise ValueError(f"a border of {border} voxels leaves nothing of a grid of {tuple(u.shape[2:])}")
-    inner = (slice(None), *[slice(border, size - border) for size in u.shape[2:]])
+    size = u.shape[2:]
+    borders = [border] * len(size) if isinstance(border, int) else list(border)
+    if min(borders) < 0 or any(n <= 2 * width for n, width in zip(size, borders, strict=True)):
+        raise ValueError(f"a border of {border} voxels leaves nothing of a grid of {tuple(size)}")
+    inner = (slice(None), *[slice(width, n - width) for n, width in zip(size, borders, strict=True)])
     determinant = jacobian_determinant(u.double())[inner].flatten(1)
     weight = torch.ones_like(determinant) if mask is None else (mask[:, 0] > 0)[inner].flatten(1).double()
     return determinant, weight

@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from dio_lightning.metrics.surface_area import element_areas
+from dio_lightning.metrics.surface_area import Metric, element_areas
 
 Box = tuple[slice, ...]
 
@@ -29,13 +29,14 @@ class Surface(NamedTuple):
 def hausdorff_per_label(
     fixed_label: Integer[Tensor, "b 1 *s"],
     warped_label: Integer[Tensor, "b 1 *s"],
-    spacing: Float[Tensor, "b d"],
+    spacing: Float[Tensor, "b d"] | Float[Tensor, "b 4 4"],
     labels: Sequence[int],
 ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
     """HD95 and HD (largest distance) in mm of each of the k labels, the larger of both directions; float64 on the CPU.
 
     NaN where the fixed or the warped image lacks the label: a structure without a surface has no distance. Whoever
-    averages must report how many were missed. Unit spacing gives distances in voxels, the Learn2Reg number.
+    averages must report how many were missed. spacing is that of the grid in mm, or its affine, which may be oblique or
+    sheared. Unit spacing gives distances in voxels, the Learn2Reg number.
 
     Raises:
         ValueError: a label is not positive, or the spacing is not (d = 2 or 3).
@@ -44,7 +45,7 @@ def hausdorff_per_label(
         raise ValueError(f"surface distances need labels of 1 or more, not {sorted(labels)[0]}")
     result = torch.full((2, len(fixed_label), len(labels)), torch.nan, dtype=torch.float64)
     for sample in range(len(fixed_label)):
-        millimetres = tuple(float(value) for value in spacing[sample])
+        millimetres = _metric(spacing[sample], fixed_label.ndim - 2)
         maps = [_numpy(label[sample, 0]) for label in (fixed_label, warped_label)]
         boxes = [find_objects(label, max(labels, default=1)) for label in maps]
         for column, label in enumerate(labels):
@@ -56,7 +57,7 @@ def hausdorff_per_label(
     return result[0], result[1]
 
 
-def surface(label_map: np.ndarray, label: int, box: Box, spacing: tuple[float, ...]) -> Surface:
+def surface(label_map: np.ndarray, label: int, box: Box, spacing: Metric) -> Surface:
     """Surface of one label of a map (*s), which lies inside the box; beyond the image is background."""
     mask = np.pad(label_map[box] == label, 1)
     codes = np.zeros([size - 1 for size in mask.shape], dtype=np.int32)
@@ -67,7 +68,8 @@ def surface(label_map: np.ndarray, label: int, box: Box, spacing: tuple[float, .
     where = np.nonzero((codes > 0) & (codes < len(table) - 1))
     start = np.array([axis.start for axis in box])
     # a cell's centre lies half a voxel before its last corner; the offset is common to all surfaces, so it is left out
-    return Surface((np.stack(where, axis=1) + start) * np.array(spacing), table[codes[where]])
+    points, metric = np.stack(where, axis=1) + start, np.array(spacing)
+    return Surface(points * metric if metric.ndim == 1 else points @ metric.T, table[codes[where]])
 
 
 def hausdorff(first: Surface, second: Surface, fractions: Sequence[float]) -> np.ndarray:
@@ -88,6 +90,17 @@ def _quantiles(distances: np.ndarray, areas: np.ndarray, fractions: Sequence[flo
     # rounding may end the sum beside 1, but the largest distance is the last in any case
     first = np.where(np.asarray(fractions) >= 1, len(order) - 1, first)
     return distances[order][first.clip(max=len(order) - 1)]
+
+
+def _metric(spacing: Tensor, d: int) -> Metric:
+    """Spacings (d,) in mm, or the (d, d) map whose lengths are those of an affine (4, 4), up to a turn of the world."""
+    if spacing.ndim == 1:
+        return tuple(map(float, spacing))
+    directions = spacing[:3, :d].double().cpu().numpy()
+    gram, lengths = directions.T @ directions, np.linalg.norm(directions, axis=0)
+    if np.abs(gram - np.diag(lengths**2)).max() <= 1e-12 * gram.max():
+        return tuple(map(float, lengths))
+    return tuple(tuple(map(float, row)) for row in np.linalg.qr(directions, mode="r"))
 
 
 def _numpy(label: Tensor) -> np.ndarray:

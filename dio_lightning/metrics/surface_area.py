@@ -20,18 +20,28 @@ Edge = tuple[Corner, Corner]
 Simplex = tuple[Edge, ...]
 
 
+Metric = tuple[float, ...] | tuple[tuple[float, ...], ...]
+"""Spacings in mm, or the rows of the (d, d) matrix that turns voxels into mm."""
+
+
 @lru_cache(maxsize=64)
-def element_areas(spacing: tuple[float, ...]) -> np.ndarray:
+def element_areas(spacing: Metric) -> np.ndarray:
     """Area (d = 3, mm²) or length (d = 2, mm) of the surface in a cell for each of its 2^(2^d) codes, float64.
 
     Raises:
-        ValueError: the spacing is not positive, or has neither two nor three numbers.
+        ValueError: the spacing is not positive, or has neither two nor three numbers; the matrix is not invertible.
     """
-    if len(spacing) not in (2, 3) or min(spacing) <= 0:
+    linear = np.asarray(spacing, dtype=np.float64)
+    d = len(linear)
+    if d not in (2, 3) or linear.shape not in ((d,), (d, d)) or (linear.ndim == 1 and not linear.min() > 0):
         raise ValueError(f"surfaces need two or three positive spacings in mm, not {spacing}")
-    # a normal transforms with the cofactors of the spacing, so one derivation on the unit cell serves all spacings
-    cofactors = np.prod(spacing) / np.asarray(spacing)
-    return np.array([np.linalg.norm(n * cofactors, axis=1).sum() for n in _normals(len(spacing))])
+    linear = np.diag(linear) if linear.ndim == 1 else linear
+    volume = np.linalg.det(linear)
+    if not abs(volume) > 0:
+        raise ValueError(f"surfaces need voxels with a volume, not the directions {spacing}")
+    # a normal transforms with the cofactors of the map, so one derivation on the unit cell serves all of them
+    cofactors = np.linalg.inv(linear) * volume
+    return np.array([np.linalg.norm(n @ cofactors, axis=1).sum() for n in _normals(d)])
 
 
 @lru_cache(maxsize=2)

@@ -163,7 +163,7 @@ class RegistrationModule(FiniteSteps):
 
     def _size(self, image: Tensor) -> list[int]:
         """Extents of an image at the working resolution."""
-        return [max(2, round(extent / self.resolution)) for extent in image.shape[2:]]
+        return [max(min(2, extent), round(extent / self.resolution)) for extent in image.shape[2:]]
 
     def _evaluate(self, pair: Pair, stage: str) -> dict[str, Tensor]:
         work, solutions, displacement = self._solve(pair)

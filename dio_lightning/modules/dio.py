@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from dio_lightning.features import FeaturePyramid, Intensity
-from dio_lightning.fields import downsample, fixed_to_moving, seen_from
+from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import Objective
@@ -93,8 +93,9 @@ class DIO(RegistrationModule):
 
     def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
         """One solution per open level, coarse to fine."""
-        levels = self.features.levels[: int(self.open_levels)]
-        return self.layer(self.features(fixed, levels), self.features(moving, levels), self.observe)
+        levels, size = self.features.levels[: int(self.open_levels)], fixed.shape[2:]
+        grids = self.features.grids(size, levels)
+        return self.layer(self.features(fixed, levels), self.features(moving, levels), self.observe, grids, size)
 
     def keeps_grid(self, pair: Pair) -> bool:
         """True if both images have the same axes and, to a tenth, the same voxels; sizes and places may differ.
@@ -114,20 +115,21 @@ class DIO(RegistrationModule):
         if matrix is None or not self.keeps_grid(pair):
             return super()._align(work, pair)
         levels = self.features.levels[: int(self.open_levels)]
-        fixed = self.features(work["fixed"], levels)
-        moving = self.features(downsample(pair["moving"], self._size(pair["moving"])), levels)
-        seen = []
-        for f, m in zip(fixed, moving, strict=True):
-            to_full, to_level = (_stretch(m, a, b) for a, b in ((f, pair["fixed"]), (pair["moving"], m)))
-            seen.append(seen_from(m, to_level @ matrix @ to_full, f.shape[2:], padding="border"))
-        return self.layer(fixed, seen, self.observe)
+        image = downsample(pair["moving"], self._size(pair["moving"]))
+        fixed, moving = self.features(work["fixed"], levels), self.features(image, levels)
+        sizes = [x.shape[2:] for x in (work["fixed"], image)]
+        of_fixed, of_moving = (
+            spanning(x.shape[2:], size).matrix().to(matrix)
+            for x, size in zip((pair["fixed"], pair["moving"]), sizes, strict=True)
+        )
+        between = of_moving.inverse() @ matrix @ of_fixed
+        grids, theirs = (self.features.grids(size, levels) for size in sizes)
+        seen = [
+            seen_from(m, b.matrix().inverse().to(matrix) @ between @ a.matrix().to(matrix), a.size, padding="border")
+            for m, a, b in zip(moving, grids, theirs, strict=True)
+        ]
+        return self.layer(fixed, seen, self.observe, grids, sizes[0])
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Opens the levels whose step has come."""
         self.open_levels.fill_(sum(step <= self.global_step for step in self.opens))
-
-
-def _stretch(like: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """The matrix (4, 4) from voxels of one grid to those of another of the same extent."""
-    ratio = [(n - 1) / max(o - 1, 1) for o, n in zip(old.shape[2:], new.shape[2:], strict=True)]
-    return torch.diag(torch.tensor([*ratio, *[1.0] * (4 - len(ratio))], dtype=torch.float64, device=like.device))

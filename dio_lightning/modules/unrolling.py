@@ -80,7 +80,7 @@ class Unrolling(RegistrationModule):
         """One solution per level, coarse to fine; every step is taken and none converges."""
         u, solutions = None, []
         for level, repeats, update in zip(self.levels, self.repeats, self.updates, strict=True):
-            size = [max(2, round(extent / level)) for extent in fixed.shape[2:]]
+            size = [max(min(2, extent), round(extent / level)) for extent in fixed.shape[2:]]
             assert isinstance(update, LearnedStep)
             solution = fixed_point(
                 update.on(resample(fixed, size), resample(moving, size), FreeForm()),

@@ -57,7 +57,7 @@ class VoxelMorph(RegistrationModule):
         """One evaluation of the network; its residual says nothing and is infinite."""
         u = self.network(torch.cat([moving, fixed], 1))
         if self.variant == "diffeomorphic":
-            half = [max(2, (extent + 1) // 2) for extent in u.shape[2:]]
+            half = [max(min(2, extent), (extent + 1) // 2) for extent in u.shape[2:]]
             u = resize(StationaryVelocity(7).displacement(resize(u, half), half), u.shape[2:])
         if self.observe is not None:
             self.observe(u)

@@ -1,6 +1,7 @@
 """The few operators that the inner loop lives in: one function each, a plain reference, fast kernels behind it."""
 
+from dio_lightning.ops.correlation import local_correlation
 from dio_lightning.ops.match import Blocks, match, match_blocks
 from dio_lightning.ops.sampling import interpolate
 
-__all__ = ["Blocks", "interpolate", "match", "match_blocks"]
+__all__ = ["Blocks", "interpolate", "local_correlation", "match", "match_blocks"]

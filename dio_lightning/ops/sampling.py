@@ -20,6 +20,9 @@ _PADDING = {"zeros": 0, "border": 1}
 
 def interpolate(image: Tensor, points: Tensor, padding: str = "border") -> Tensor:
     """Image (b, c, *s) at points (b, d, *t), in voxels of the image, linearly: (b, c, *t); twice differentiable."""
+    if padding == "zeros" and 1 in image.shape[2:]:
+        # `grid_sample` has no coordinate along an axis of one voxel; beside a second one, of zeros, it has
+        image = F.pad(image, [pad for extent in reversed(image.shape[2:]) for pad in (0, int(extent == 1))])
     return _Interpolate.apply(image, points, padding)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dio_lightning.fields import Grid, regrid, spanning
 from dio_lightning.implicit import (
     Adjoint,
     AdjointReport,
@@ -105,11 +106,13 @@ def of_dio(module: DIO, pair: Pair) -> Equilibrium:
             finest, weights, list(gradients), retain_graph=True, allow_unused=True, materialize_grads=True
         )
 
-    start, size = _start(layer, fixed, moving), fixed[-1].shape[2:]
+    whole, grids = work["fixed"].shape[2:], module.features.grids(work["fixed"].shape[2:], levels)
+    start, size = _start(layer, fixed, moving, grids), grids[-1].size
     small = at_size(work, size)
 
     def loss(z: Tensor) -> Tensor:
-        return objective(small, model.displacement(z, size))["loss"]
+        u = regrid(model.displacement(z, size), grids[-1], spanning(whole, size))
+        return objective(small, u)["loss"]
 
     def solved() -> Equilibrium:
         f, m = (features[-1].detach().requires_grad_() for features in (fixed, moving))
@@ -121,14 +124,14 @@ def of_dio(module: DIO, pair: Pair) -> Equilibrium:
     return solved()
 
 
-def _start(layer: OptimizerLayer, fixed: Sequence[Tensor], moving: Sequence[Tensor]) -> Tensor:
+def _start(layer: OptimizerLayer, fixed: Sequence[Tensor], moving: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
     """Parameters at which the finest level starts in training, where the phantom steps of coarser ones count."""
     model = layer.transformation
-    z, size = model.initial(fixed[0]), fixed[0].shape[2:]
-    for f, m, steps in zip(fixed[:-1], moving[:-1], layer.iterations, strict=False):
-        z, size = model.resize(z, size, f.shape[2:]), f.shape[2:]
+    z = model.initial(fixed[0])
+    for level, (f, m, steps) in enumerate(zip(fixed[:-1], moving[:-1], layer.iterations, strict=False)):
         z = layer.solve(f, m, z, steps).value.detach()
-    return model.resize(z, size, fixed[-1].shape[2:])
+        z = model.regrid(z, grids[level], grids[level + 1])
+    return z
 
 
 class _Seen(Adjoint):

@@ -50,7 +50,7 @@ class Refinement:
         """The displacement on the pair's grid after all steps; every sample takes all of them."""
         if self.steps == 0:
             return u
-        size = [max(2, round(extent / self.resolution)) for extent in u.shape[2:]]
+        size = [max(min(2, extent), round(extent / self.resolution)) for extent in u.shape[2:]]
         work, start = at_size(on_one_grid(pair), size), resize(u, size)
         update = ImageDescent(LNCC(self.window), self.sigma, self.regularity)
         layer = OptimizerLayer(

@@ -11,9 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dio_lightning.implicit import Update
-from dio_lightning.implicit.batch import spread
+from dio_lightning.implicit.batch import norm, spread
 from dio_lightning.ops import match
 from dio_lightning.transformations import Transformation
+
+AGREED = 1.01
+"""Slopes up to this many times that of images that agree are none."""
 
 
 class UpdateRule(ABC):
@@ -77,6 +80,7 @@ class BoundUpdate(ABC):
         self.settings, self.transformation = settings, transformation
         self.fixed, self.moving = fixed, moving
         self.energy: Tensor | None = None
+        self._least: Tensor | None = None
 
     def __call__(self, z: Float[Tensor, "b d ..."]) -> Float[Tensor, "b d ..."]:
         """One plain step; differentiable in z and in the features."""
@@ -89,6 +93,25 @@ class BoundUpdate(ABC):
     @abstractmethod
     def slope(self, u: Tensor) -> Tensor:
         """Gradient of the energy with respect to the displacement; keeps the energy."""
+
+    @abstractmethod
+    def plain(self, fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy (b,) and slope of these features, as they come."""
+
+    def quiet(self, slope: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
+        """The slope, but zero for a sample where images that agree have as large a one: that is no direction.
+
+        At u = 0 the fixed features beside themselves have a slope of rounding, and, where a similarity counts windows of
+        little contrast as uncorrelated, one towards more contrast. Solvers that divide by the gradient's size would
+        follow it all the same. A slope that is differentiated stays as it is.
+        """
+        if torch.is_grad_enabled():
+            return slope
+        if self._least is None:
+            agreed = self.plain(self.fixed, self.fixed, torch.zeros_like(slope))[1]
+            self._least = AGREED * norm(agreed)
+        # so written that NaN stays NaN
+        return torch.where(spread(norm(slope) <= self._least, slope), 0, slope)
 
     def _with_roughness(self, u: Tensor, energy: Tensor, slope: Tensor) -> Tensor:
         """Adds the regulariser to the slope, and keeps the energy for the stop rule."""
@@ -109,8 +132,12 @@ class BoundDescent(BoundUpdate):
 
     def slope(self, u: Tensor) -> Tensor:
         """Gradient of the energy with respect to the displacement."""
-        value, slope = match(self.fixed, self.moving, u)
-        return self._regularise(u, value, slope)
+        value, slope = self.plain(self.fixed, self.moving, u)
+        return self._regularise(u, value, self.quiet(slope))
+
+    def plain(self, fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy and slope of `ops.match`."""
+        return match(fixed, moving, u)
 
     def _regularise(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         """Scales energy and slope, adds those of the regulariser, and keeps the energy for the stop rule."""

@@ -47,11 +47,15 @@ class BoundImageDescent(BoundUpdate):
 
     def slope(self, u: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
         """Gradient of the energy with respect to the displacement; keeps the energy."""
+        energy, slope = self.plain(self.fixed, self.moving, u)
+        return self._with_roughness(u, energy, self.quiet(slope))
+
+    def plain(self, fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy and slope of the similarity, each sample on its own."""
         seen = _Seen(self.settings.similarity)
-        samples = zip(self.fixed.split(1), self.moving.split(1), u.split(1), strict=True)
+        samples = zip(fixed.split(1), moving.split(1), u.split(1), strict=True)
         slope = torch.cat([similarity_slope(seen, *sample) for sample in samples])
-        energy = torch.stack(seen.values) * prod(u.shape[2:])
-        return self._with_roughness(u, energy, slope)
+        return torch.stack(seen.values) * prod(u.shape[2:]), slope
 
 
 class _Seen(nn.Module):

@@ -1,0 +1,141 @@
+"""Local normalised cross-correlation over cubic windows, with its gradient, in float64.
+
+A window's variance is a difference of two sums. In float32 the sums of images that are far from zero beside their
+contrast, such as Hounsfield units, leave nothing of it, and where an image in [0, 1] is nearly constant little of its
+gradient. On the CPU the sums are compiled loops; elsewhere they are plain PyTorch, as is the second derivative.
+"""
+
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+
+FLOOR = 1e-5
+
+
+def local_correlation(a: Tensor, b: Tensor, window: int, signed: bool = False) -> Tensor:
+    """Mean of the correlation of images (b, c, *s) over windows of `window`^d voxels, zero outside: a scalar.
+
+    cross = Σab - ΣaΣb / window^d, likewise the variances (at least 1e-5); cross² / (var_a var_b + 1e-5) in [0, 1], or
+    signed cross / √(var_a var_b + 1e-5) in [-1, 1]. Twice differentiable.
+    """
+    return _Correlation.apply(a, b, window, signed)
+
+
+class _Moments(NamedTuple):
+    mean_a: Tensor
+    mean_b: Tensor
+    cross: Tensor
+    var_a: Tensor
+    var_b: Tensor
+    product: Tensor
+
+
+def _moments(a: Tensor, b: Tensor, window: int) -> _Moments:
+    count = window ** (a.ndim - 2)
+    mean_a, mean_b = _box(a, window) / count, _box(b, window) / count
+    cross = _box(a * b, window) - count * mean_a * mean_b
+    var_a = (_box(a * a, window) - count * mean_a * mean_a).clamp(min=FLOOR)
+    var_b = (_box(b * b, window) - count * mean_b * mean_b).clamp(min=FLOOR)
+    return _Moments(mean_a, mean_b, cross, var_a, var_b, var_a * var_b + FLOOR)
+
+
+def _mean(m: _Moments, signed: bool) -> Tensor:
+    # what rounding has left of a window may correlate by more than 1
+    correlation = m.cross * m.product.rsqrt() if signed else m.cross * m.cross / m.product
+    return correlation.clamp(-1, 1).mean()
+
+
+class _Correlation(Function):
+    """The gradient is written out, and takes three more box sums an image; only a second one is left to autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, window: int, signed: bool) -> Tensor:  # noqa: ANN401
+        ctx.window, ctx.signed = window, signed
+        if a.device.type == "cpu":
+            from dio_lightning.ops import correlation_numba  # compiled on first use, as feature matching is
+
+            value, slopes = correlation_numba.mean(a, b, window, FLOOR, signed)
+            kept = (slopes,)
+        else:
+            kept = _moments(a.double(), b.double(), window)
+            value = _mean(kept, signed)
+        ctx.save_for_backward(a, b, *kept)
+        return value.to(torch.promote_types(a.dtype, b.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # noqa: ANN401
+        a, b, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            of_a, of_b = _differentiable(a, b, ctx, gradients[0])
+            return of_a, of_b, None, None
+        found: list[Tensor | None] = [None, None]
+        for place in (i for i in (0, 1) if ctx.needs_input_grad[i]):
+            if len(kept) == 1:
+                from dio_lightning.ops import correlation_numba
+
+                found[place] = correlation_numba.gradient(kept[0], (a, b), place, ctx.window, float(gradients[0]))
+            else:
+                m = _Moments(*kept)
+                if place == 1:
+                    m = m._replace(mean_a=m.mean_b, mean_b=m.mean_a, var_a=m.var_b, var_b=m.var_a)
+                slope = _slope((a, b)[place], (a, b)[1 - place], m, ctx.window, ctx.signed)
+                found[place] = (slope * (gradients[0] / a.numel())).to((a, b)[place].dtype)
+        return found[0], found[1], None, None
+
+
+def _differentiable(a: Tensor, b: Tensor, ctx: Any, gradient: Tensor) -> list[Tensor | None]:  # noqa: ANN401
+    """Gradients with respect to a and b that autograd can differentiate again."""
+    value = _mean(_moments(a.double(), b.double(), ctx.window), ctx.signed)
+    needs = ctx.needs_input_grad[:2]
+    wanted = [image for image, need in zip((a, b), needs, strict=True) if need]
+    found = iter(torch.autograd.grad(value, wanted, gradient.to(value), create_graph=True))
+    return [next(found) if need else None for need in needs]
+
+
+def _slope(a: Tensor, b: Tensor, m: _Moments, window: int, signed: bool) -> Tensor:
+    """Derivative of the sum of all correlations with respect to a."""
+    root = m.product.rsqrt() if signed else 2 * m.cross / m.product
+    of_cross = root
+    of_variance = -root * m.cross * m.var_b / m.product  # twice the derivative
+    of_variance = torch.where(m.var_a > FLOOR, of_variance, 0)
+    shared = _box(of_cross * m.mean_b + of_variance * m.mean_a, window)
+    return _box(of_cross, window) * b + _box(of_variance, window) * a - shared
+
+
+def _box(x: Tensor, window: int) -> Tensor:
+    return _BoxSum.apply(x, window)
+
+
+class _BoxSum(Function):
+    """Sum over a centred window with zeros outside: a symmetric operator, so its own adjoint."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: int) -> Tensor:  # noqa: ANN401
+        ctx.window = window
+        return reduce(lambda total, axis: _window_sum(total, axis, window), range(2, x.ndim), x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return _BoxSum.apply(gradients[0], ctx.window), None
+
+
+def _window_sum(x: Tensor, axis: int, window: int) -> Tensor:
+    """Sums of 1, 2, 4, … neighbours, each from two of the one before, put together to the window's width."""
+    size, radius = x.shape[axis], window // 2
+    part = F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [radius, radius])
+    total, start, width = None, 0, 1
+    while True:
+        if window & width:
+            piece = part.narrow(axis, start, size)
+            total = piece if total is None else total + piece
+            start += width
+        if 2 * width > window:
+            assert total is not None
+            return total
+        kept = part.shape[axis] - width
+        part = part.narrow(axis, 0, kept) + part.narrow(axis, width, kept)
+        width *= 2

@@ -1,0 +1,138 @@
+"""The compiled loops of local correlation, on NumPy arrays: volumes (n, s0, s1, s2), all sums in float64.
+
+A sum over a window runs along its axis, one voxel in and one out. First both axes of every plane, then across planes.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from dio_lightning.ops.match_kernels import _FAST
+
+
+@njit(inline="always")
+def _run(line, radius, out):  # noqa: ANN001, ANN202
+    """Sums over [k - radius, k + radius] of a line."""
+    extent = len(line)
+    total = 0.0
+    for k in range(min(radius, extent)):
+        total += line[k]
+    for k in range(extent):
+        if k + radius < extent:
+            total += line[k + radius]
+        if k > radius:
+            total -= line[k - radius - 1]
+        out[k] = total
+
+
+@njit(inline="always")
+def _down(rows, radius, out):  # noqa: ANN001, ANN202
+    """The same down the first axis of (s1, s2)."""
+    extent, width = rows.shape
+    total = np.zeros(width)
+    for j in range(min(radius, extent)):
+        for k in range(width):
+            total[k] += rows[j, k]
+    for j in range(extent):
+        if j + radius < extent:
+            for k in range(width):
+                total[k] += rows[j + radius, k]
+        if j > radius:
+            for k in range(width):
+                total[k] -= rows[j - radius - 1, k]
+        for k in range(width):
+            out[j, k] = total[k]
+
+
+@njit(parallel=True, cache=True, fastmath=_FAST)
+def moments(a, b, radius, planes):  # noqa: ANN001, ANN201
+    """Window sums within each plane of a, b, a², b² and ab, into planes (5, n, s0, s1, s2)."""
+    n, s0, s1, s2 = a.shape
+    for plane in prange(n * s0):
+        m, i = plane // s0, plane % s0
+        rows, line = np.empty((s1, s2)), np.empty(s2)
+        for which in range(5):
+            for j in range(s1):
+                for k in range(s2):
+                    x, y = np.float64(a[m, i, j, k]), np.float64(b[m, i, j, k])
+                    if which == 0:
+                        line[k] = x
+                    elif which == 1:
+                        line[k] = y
+                    elif which == 2:
+                        line[k] = x * x
+                    elif which == 3:
+                        line[k] = y * y
+                    else:
+                        line[k] = x * y
+                _run(line, radius, rows[j])
+            _down(rows, radius, planes[which, m, i])
+
+
+@njit(parallel=True, cache=True, fastmath=_FAST)
+def correlations(planes, radius, count, floor, signed, value, slopes):  # noqa: ANN001, ANN201
+    """Sum of the correlations of a row (n s1), and of each window what the gradients need, into slopes (5, n, *s).
+
+    The slopes are the derivatives by the window's cross, twice by var_a and by var_b, and their share of the means of a
+    and of b.
+    """
+    _, n, s0, s1, s2 = planes.shape
+    for row in prange(n * s1):
+        m, j = row // s1, row % s1
+        total, found = np.zeros((5, s2)), 0.0
+        for i in range(min(radius, s0)):
+            total += planes[:, m, i, j]
+        for i in range(s0):
+            if i + radius < s0:
+                total += planes[:, m, i + radius, j]
+            if i > radius:
+                total -= planes[:, m, i - radius - 1, j]
+            for k in range(s2):
+                mean_a, mean_b = total[0, k] / count, total[1, k] / count
+                cross = total[4, k] - count * mean_a * mean_b
+                var_a, var_b = total[2, k] - count * mean_a * mean_a, total[3, k] - count * mean_b * mean_b
+                free_a, free_b = var_a > floor, var_b > floor
+                # so written that NaN stays NaN
+                var_a, var_b = floor if var_a <= floor else var_a, floor if var_b <= floor else var_b
+                product = var_a * var_b + floor
+                root = 1 / np.sqrt(product) if signed else 2 * cross / product
+                correlation = cross * root if signed else cross * cross / product
+                correlation = 1.0 if correlation > 1 else (-1.0 if correlation < -1 else correlation)
+                found += correlation
+                of_a = -root * cross * var_b / product if free_a else 0.0
+                of_b = -root * cross * var_a / product if free_b else 0.0
+                slopes[0, m, i, j, k], slopes[1, m, i, j, k], slopes[2, m, i, j, k] = root, of_a, of_b
+                slopes[3, m, i, j, k] = root * mean_b + of_a * mean_a
+                slopes[4, m, i, j, k] = root * mean_a + of_b * mean_b
+        value[row] = found
+
+
+@njit(parallel=True, cache=True, fastmath=_FAST)
+def spread(slopes, which, radius, planes):  # noqa: ANN001, ANN201
+    """Window sums within each plane of the three slopes that `which` names, into planes (3, n, s0, s1, s2)."""
+    _, n, s0, s1, s2 = slopes.shape
+    for plane in prange(n * s0):
+        m, i = plane // s0, plane % s0
+        rows = np.empty((s1, s2))
+        for place in range(3):
+            for j in range(s1):
+                _run(slopes[which[place], m, i, j], radius, rows[j])
+            _down(rows, radius, planes[place, m, i])
+
+
+@njit(parallel=True, cache=True, fastmath=_FAST)
+def gradient(planes, a, b, radius, factor, out):  # noqa: ANN001, ANN201
+    """Factor times the derivative of the sum of all correlations with respect to a, into out (n, s0, s1, s2)."""
+    n, s0, s1, s2 = a.shape
+    for row in prange(n * s1):
+        m, j = row // s1, row % s1
+        total = np.zeros((3, s2))
+        for i in range(min(radius, s0)):
+            total += planes[:, m, i, j]
+        for i in range(s0):
+            if i + radius < s0:
+                total += planes[:, m, i + radius, j]
+            if i > radius:
+                total -= planes[:, m, i - radius - 1, j]
+            for k in range(s2):
+                slope = total[0, k] * np.float64(b[m, i, j, k]) + total[1, k] * np.float64(a[m, i, j, k]) - total[2, k]
+                out[m, i, j, k] = factor * slope
