@@ -2,6 +2,7 @@
 
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,7 +21,8 @@ IDENTITY = ROOT / "experiments/classical/identity.yaml"
 @pytest.fixture
 def parsed(monkeypatch):
     """The config of a command line that is read but not built."""
-    monkeypatch.setattr(LightningCLI, "instantiate_classes", lambda cli: None)
+    idle = SimpleNamespace(received_sigterm=False)
+    monkeypatch.setattr(LightningCLI, "instantiate_classes", lambda cli: setattr(cli, "trainer", idle))
     seen = []
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda cli, name: seen.append(cli.config[name].as_dict()))
 
