@@ -5,6 +5,7 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch.testing import assert_close
 
+from data_modules.augment.affine import RandomAffine
 from dio_lightning.callbacks.pair_scores import ScoreOptions, score_pair
 from dio_lightning.features import LKU, MIND, FeaturePyramid, Intensity, UNet, mind
 from dio_lightning.fields import (
@@ -26,7 +27,7 @@ from dio_lightning.metrics import element_areas, hausdorff_per_label, tre
 from dio_lightning.modules import DIO
 from dio_lightning.pair import Pair
 from dio_lightning.transformations import Affine, Diffeomorphism, FreeForm, StationaryVelocity, Transformation
-from dio_lightning.updates import Descent, ImageDescent
+from dio_lightning.updates import Descent, ImageDescent, UpdateRule
 
 SIZES = [(20, 24), (14, 13, 16), (4, 20, 3)]
 
@@ -70,7 +71,8 @@ def test_local_correlation_is_that_of_float64_whatever_the_offset(size, signed, 
     assert abs(found.item() - expected.item()) < 1e-4
     assert 0 <= found.item() <= (2 if signed else 1)
     for mine, right in zip(torch.autograd.grad(found, ours), torch.autograd.grad(expected, theirs), strict=True):
-        assert (mine - right).norm() < 1e-4 * right.norm() + 1e-12
+        # a region without any contrast beside one of thousands leaves a rounding in its windows
+        assert (mine - right).norm() < (1e-4 if scale <= 1 else 1e-3) * right.norm() + 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -187,11 +189,21 @@ def test_surfaces_go_through_the_whole_affine() -> None:
         assert_close(
             hausdorff_per_label(fixed, label, oblique[None], [1]), hausdorff_per_label(fixed, label, spacing, [1])
         )
+    assert element_areas((2.0, 3.0, 5.0)) == pytest.approx(element_areas(((2.0, 0, 0), (0, 3.0, 0), (0, 0, 5.0))))
     # a triangle across a corner of a sheared cell, by the cross product of its sides
     middles = [SHEARED[:3, :3] @ v for v in torch.eye(3, dtype=torch.float64) / 2]
     area = torch.linalg.cross(middles[1] - middles[0], middles[2] - middles[0]).norm().item() / 2
     rows = tuple(tuple(map(float, row)) for row in SHEARED[:3, :3])
     assert element_areas(rows)[1] == pytest.approx(area)
+
+
+def test_a_random_rotation_of_a_sheared_grid_is_one_in_the_world() -> None:
+    """A6, in augmentation."""
+    sample = {"fixed": torch.rand(1, 9, 8, 7), "affine": SHEARED, "spacing": SHEARED[:3, :3].norm(dim=0)}
+    drawn = RandomAffine(degrees=20)._drawn(sample)[:3, :3]
+    world = SHEARED[:3, :3] @ drawn @ SHEARED[:3, :3].inverse()
+    assert_close(world @ world.T, torch.eye(3, dtype=torch.float64))
+    assert (world - torch.eye(3)).abs().max() > 0.01
 
 
 # A8, B14
@@ -250,8 +262,16 @@ def test_a_field_of_nan_gives_nan_or_0() -> None:
 # A12
 
 
+RULES: dict[str, UpdateRule] = {
+    "match": Descent(),
+    "ssd": ImageDescent(SSD()),
+    "lncc": ImageDescent(LNCC(5), regularity=0.1),
+    "signed": ImageDescent(LNCC(5, signed=True)),
+}
+
+
 @pytest.mark.parametrize("model", [FreeForm(), Diffeomorphism(), StationaryVelocity(4), Affine()], ids=str)
-@pytest.mark.parametrize("update", [Descent(), ImageDescent(SSD()), ImageDescent(LNCC(5), regularity=0.1), ImageDescent(LNCC(5, signed=True))], ids=["match", "ssd", "lncc", "signed"])  # fmt: skip
+@pytest.mark.parametrize("update", RULES.values(), ids=RULES)
 @pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1000, -500)])
 def test_an_image_does_not_move_onto_itself(model: Transformation, update, scale, offset) -> None:
     image = scale * textured((24, 20, 18), margin=4) + offset
@@ -284,7 +304,7 @@ def test_thin_images_register_and_are_scored(size, kind) -> None:
     row, _ = score_pair(
         u, {"fixed": fixed, "moving": moving, "fixed_label": label, "moving_label": label}, ScoreOptions()
     )
-    assert {"folds", "std_logj", "dice"} <= set(row) and row["folds"] < 1
+    assert {"folds", "std_logj", "dice"} <= set(row) and float(row["folds"]) < 1
     if kind != "mind":  # of one plane MIND sees little
         assert SSD()(warp(moving, u), fixed) < 0.5 * SSD()(moving, fixed)
 
@@ -292,7 +312,18 @@ def test_thin_images_register_and_are_scored(size, kind) -> None:
 # D7
 
 
-@pytest.mark.parametrize("call", [lambda x: Intensity()(x), lambda x: UNet(widths=(4, 4, 4))(x), lambda x: SSD()(x, x), lambda x: LNCC()(x, x), lambda x: warp(x, torch.zeros(1, 2, 8, 8)), lambda x: resample(x, (4, 4)), lambda x: OptimizerLayer([1])([x], [x])], ids=["intensity", "unet", "ssd", "lncc", "warp", "resample", "layer"])  # fmt: skip
+CALLS = {
+    "intensity": lambda x: Intensity()(x),
+    "unet": lambda x: UNet(widths=(4, 4, 4))(x),
+    "ssd": lambda x: SSD()(x, x),
+    "lncc": lambda x: LNCC()(x, x),
+    "warp": lambda x: warp(x, torch.zeros(1, 2, 8, 8)),
+    "resample": lambda x: resample(x, (4, 4)),
+    "layer": lambda x: OptimizerLayer([1])([x], [x]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_tensor_without_its_batch_gets_one_sentence(call) -> None:
     with pytest.raises(ValueError, match=r"has shape \(1, 8, 8\), expected \(b, c, \*s\)"):
         call(torch.zeros(1, 8, 8))
