@@ -68,7 +68,7 @@ class RandomAffine(Augmentation):
         )
         motion.set_random_state(seed=draw_seed())
         motion(size)
-        return _in_voxels(cast(Tensor, motion.get_transformation_matrix()).double(), size, spacing)
+        return _in_voxels(cast(Tensor, motion.get_transformation_matrix()).double(), size, _directions(sample, spacing))
 
 
 def moved(sample: Sample, fixed: Tensor, moving: Tensor) -> Sample:
@@ -111,10 +111,20 @@ def _mapped(matrix: Tensor, points: Tensor) -> Tensor:
     return turned + matrix[:d, 3].view(d, *[1] * (points.ndim - 1))
 
 
-def _in_voxels(motion: Tensor, size: Sequence[int], spacing: Tensor) -> Tensor:
+def _directions(sample: Sample, spacing: Tensor) -> Tensor:
+    """The (d, d) matrix from voxels of the fixed grid to millimetres, up to a turn of the world: a shear is in it."""
+    d, plain = len(spacing), torch.diag(spacing)
+    if "affine" not in sample:
+        return plain
+    found = torch.linalg.qr(sample["affine"][:3, :d].double(), mode="r").R
+    found = found * found.diagonal().sign()[:, None]
+    return plain if (found - torch.diag(found.diagonal())).abs().max() < 1e-6 * spacing.max() else found
+
+
+def _in_voxels(motion: Tensor, size: Sequence[int], directions: Tensor) -> Tensor:
     """A (d + 1, d + 1) matrix in millimetres about the centre of a grid, as (4, 4) in its voxels."""
     d, matrix = len(size), torch.eye(4, dtype=torch.float64)
     centre = (torch.tensor(size, dtype=torch.float64) - 1) / 2
-    matrix[:d, :d] = motion[:d, :d] * spacing / spacing[:, None]
-    matrix[:d, 3] = centre - matrix[:d, :d] @ centre + motion[:d, d] / spacing
+    matrix[:d, :d] = torch.linalg.solve(directions, motion[:d, :d] @ directions)
+    matrix[:d, 3] = centre - matrix[:d, :d] @ centre + torch.linalg.solve(directions, motion[:d, d])
     return matrix

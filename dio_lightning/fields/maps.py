@@ -8,7 +8,7 @@ from dio_lightning.fields.grid import warp
 from dio_lightning.implicit import Anderson, PhantomAdjoint, Residual, Solution, Solver, fixed_point
 
 
-def compose(u: Float[Tensor, "b d *s"], v: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
+def compose(u: Float[Tensor, "#b d *t"], v: Float[Tensor, "#b d *s"]) -> Float[Tensor, "b d *s"]:
     """ϕ_u ∘ ϕ_v, that is v(x) + u(x + v(x)): first along v, then along u."""
     return v + warp(u, v)
 

@@ -20,7 +20,7 @@ def gaussian_smooth(
     """
     sigmas = [sigma] * (x.ndim - 2) if isinstance(sigma, int | float) else list(sigma)
     for axis, value in enumerate(sigmas, start=2):
-        if value > 0:
+        if value > 0 and x.shape[axis] > 1:  # a field on a plane is not damped across it
             x = _along(x, axis, _taps(float(value), truncate))
     return x
 

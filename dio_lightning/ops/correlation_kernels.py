@@ -43,9 +43,15 @@ def _down(rows, radius, out):  # noqa: ANN001, ANN202
             out[j, k] = total[k]
 
 
+@njit(inline="always")
+def _within(place, extent, radius):  # noqa: ANN001, ANN202
+    """How many voxels of a window lie inside along an axis."""
+    return min(place + radius, extent - 1) - max(place - radius, 0) + 1
+
+
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def moments(a, b, radius, planes):  # noqa: ANN001, ANN201
-    """Window sums within each plane of a, b, a², b² and ab, into planes (5, n, s0, s1, s2)."""
+def moments(a, b, zero_a, zero_b, radius, planes):  # noqa: ANN001, ANN201
+    """Window sums within each plane of a, b, a², b² and ab, counted from their zeros (n), into planes (5, n, *s)."""
     n, s0, s1, s2 = a.shape
     for plane in prange(n * s0):
         m, i = plane // s0, plane % s0
@@ -53,7 +59,7 @@ def moments(a, b, radius, planes):  # noqa: ANN001, ANN201
         for which in range(5):
             for j in range(s1):
                 for k in range(s2):
-                    x, y = np.float64(a[m, i, j, k]), np.float64(b[m, i, j, k])
+                    x, y = a[m, i, j, k] - zero_a[m], b[m, i, j, k] - zero_b[m]
                     if which == 0:
                         line[k] = x
                     elif which == 1:
@@ -69,13 +75,15 @@ def moments(a, b, radius, planes):  # noqa: ANN001, ANN201
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def correlations(planes, radius, count, floor, signed, value, slopes):  # noqa: ANN001, ANN201
+def correlations(planes, zero_a, zero_b, radius, window, floor, signed, value, slopes):  # noqa: ANN001, ANN201
     """Sum of the correlations of a row (n s1), and of each window what the gradients need, into slopes (5, n, *s).
 
     The slopes are the derivatives by the window's cross, twice by var_a and by var_b, and their share of the means of a
-    and of b.
+    and of b, counted from the zeros. A window that lies inside does not see where those are; beyond the image there is
+    0, which is -zero when counted from zero. `window` is the extent along each axis, 1 where there is none.
     """
     _, n, s0, s1, s2 = planes.shape
+    count = window[0] * window[1] * window[2]
     for row in prange(n * s1):
         m, j = row // s1, row % s1
         total, found = np.zeros((5, s2)), 0.0
@@ -87,9 +95,18 @@ def correlations(planes, radius, count, floor, signed, value, slopes):  # noqa: 
             if i > radius:
                 total -= planes[:, m, i - radius - 1, j]
             for k in range(s2):
-                mean_a, mean_b = total[0, k] / count, total[1, k] / count
-                cross = total[4, k] - count * mean_a * mean_b
-                var_a, var_b = total[2, k] - count * mean_a * mean_a, total[3, k] - count * mean_b * mean_b
+                inside = _within(i, s0, radius) * _within(j, s1, radius) * _within(k, s2, radius)
+                outside = count - inside
+                mean_a = (total[0, k] - outside * zero_a[m]) / count
+                mean_b = (total[1, k] - outside * zero_b[m]) / count
+                cross = total[4, k] - total[0, k] * total[1, k] / count
+                var_a = total[2, k] - total[0, k] * total[0, k] / count
+                var_b = total[3, k] - total[1, k] * total[1, k] / count
+                if outside > 0:
+                    x, y, part = zero_a[m], zero_b[m], inside / count
+                    cross += outside * (x * y * part + (x * total[1, k] + y * total[0, k]) / count)
+                    var_a += outside * (x * x * part + 2 * x * total[0, k] / count)
+                    var_b += outside * (y * y * part + 2 * y * total[1, k] / count)
                 free_a, free_b = var_a > floor, var_b > floor
                 # so written that NaN stays NaN
                 var_a, var_b = floor if var_a <= floor else var_a, floor if var_b <= floor else var_b
@@ -120,7 +137,7 @@ def spread(slopes, which, radius, planes):  # noqa: ANN001, ANN201
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def gradient(planes, a, b, radius, factor, out):  # noqa: ANN001, ANN201
+def gradient(planes, a, b, zero_a, zero_b, radius, factor, out):  # noqa: ANN001, ANN201
     """Factor times the derivative of the sum of all correlations with respect to a, into out (n, s0, s1, s2)."""
     n, s0, s1, s2 = a.shape
     for row in prange(n * s1):
@@ -134,5 +151,5 @@ def gradient(planes, a, b, radius, factor, out):  # noqa: ANN001, ANN201
             if i > radius:
                 total -= planes[:, m, i - radius - 1, j]
             for k in range(s2):
-                slope = total[0, k] * np.float64(b[m, i, j, k]) + total[1, k] * np.float64(a[m, i, j, k]) - total[2, k]
-                out[m, i, j, k] = factor * slope
+                slope = total[0, k] * (b[m, i, j, k] - zero_b[m]) + total[1, k] * (a[m, i, j, k] - zero_a[m])
+                out[m, i, j, k] = factor * (slope - total[2, k])

@@ -1,5 +1,6 @@
 """Local correlation on the CPU: tensors to the compiled loops and back."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,9 +17,10 @@ def mean(a: Tensor, b: Tensor, window: int, floor: float, signed: bool) -> tuple
     planes = torch.empty((5, *x.shape), dtype=torch.float64)
     value, slopes = torch.empty(x.shape[0] * x.shape[2], dtype=torch.float64), torch.empty_like(planes)
     _threads()
-    correlation_kernels.moments(x.numpy(), y.numpy(), radius, planes.numpy())
-    settings = (radius, float(window ** (a.ndim - 2)), floor, signed)
-    correlation_kernels.correlations(planes.numpy(), *settings, value.numpy(), slopes.numpy())
+    zeros, across = (_zero(x), _zero(y)), window if a.ndim == 5 else 1
+    correlation_kernels.moments(x.numpy(), y.numpy(), *zeros, radius, planes.numpy())
+    settings = (radius, (across, window, window), floor, signed)
+    correlation_kernels.correlations(planes.numpy(), *zeros, *settings, value.numpy(), slopes.numpy())
     return value.sum() / a.numel(), slopes
 
 
@@ -30,8 +32,13 @@ def gradient(slopes: Tensor, images: tuple[Tensor, Tensor], place: int, window: 
     which = torch.tensor([0, 1 + place, 3 + place])
     correlation_kernels.spread(slopes.numpy(), which.numpy(), radius, planes.numpy())
     factor /= x.numel()
-    correlation_kernels.gradient(planes.numpy(), x.numpy(), y.numpy(), radius, factor, out.numpy())
+    correlation_kernels.gradient(planes.numpy(), x.numpy(), y.numpy(), _zero(x), _zero(y), radius, factor, out.numpy())
     return out.view(images[place].shape)
+
+
+def _zero(image: Tensor) -> np.ndarray:
+    """The mean of every volume, from which sums are counted: what is left is its contrast."""
+    return image.flatten(1).mean(1, dtype=torch.float64).numpy()
 
 
 def _lift(image: Tensor) -> Tensor:

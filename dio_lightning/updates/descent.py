@@ -101,8 +101,8 @@ class BoundUpdate(ABC):
     def quiet(self, slope: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
         """The slope, but zero for a sample where images that agree have as large a one: that is no direction.
 
-        At u = 0 the fixed features beside themselves have a slope of rounding and, where a similarity counts windows of
-        little contrast as uncorrelated, one towards more contrast. Solvers that divide by the gradient's size would
+        The fixed features beside themselves have a slope of rounding, and, where a similarity counts windows of little
+        contrast as uncorrelated, one towards more contrast. Solvers that divide by the gradient's size would
         follow it all the same. A slope that is differentiated stays as it is.
         """
         if torch.is_grad_enabled():
