@@ -9,10 +9,20 @@ from lightning.pytorch.cli import LightningCLI
 
 from dio_lightning.cli import main
 from dio_lightning.features import MIND, Intensity
-from dio_lightning.implicit import Adam, GradientDescent, ImplicitAdjoint, Never, PhantomAdjoint, Picard, Residual
+from dio_lightning.implicit import (
+    Adam,
+    GradientDescent,
+    ImplicitAdjoint,
+    Never,
+    PhantomAdjoint,
+    Picard,
+    Residual,
+    UnrolledAdjoint,
+)
+from dio_lightning.layers import OptimizerLayer
 from dio_lightning.modules import DIO
 from dio_lightning.transformations import FreeForm, StationaryVelocity
-from dio_lightning.updates import Descent, GaussNewton
+from dio_lightning.updates import Descent, GaussNewton, ImageDescent, LearnedStep
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests/conf/tiny.yaml"
@@ -145,3 +155,42 @@ def test_an_update_of_no_such_name_is_refused(built, capsys):
     with pytest.raises(SystemExit):
         built("test", "--config", TINY, "--model.layer.update=Newton")
     assert "'Newton'" in capsys.readouterr().err
+
+
+def parameters_anywhere(value: object, seen: dict[int, object]) -> list[torch.nn.Parameter]:
+    """Every parameter that can be reached from an object through attributes, lists and dictionaries."""
+    if id(value) in seen or isinstance(value, str | bytes | type):
+        return []
+    seen[id(value)] = value
+    if isinstance(value, torch.nn.Parameter):
+        return [value]
+    inner: list[object] = []
+    if isinstance(value, dict):
+        inner = [*value.values()]
+    elif isinstance(value, list | tuple | set):
+        inner = [*value]
+    elif type(value).__module__.split(".")[0] in ("dio_lightning", "torch") and hasattr(value, "__dict__"):
+        inner = [*vars(value).values()]
+    return [parameter for part in inner for parameter in parameters_anywhere(part, seen)]
+
+
+@pytest.mark.parametrize("file", [*EXPERIMENTS, *METHODS], ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_no_weights_are_out_of_the_checkpoint(file, built):
+    """Section C of the cases: what can be trained is counted, saved and restored."""
+    configs = [*([file.parent / "data.yaml"] if file.parent.name in LABS else []), file]
+    model = built("test", *(word for config in configs for word in ("--config", config))).model
+    found = parameters_anywhere(model, {})
+    assert {id(p) for p in found} == {id(p) for p in model.parameters()} and len(found) <= len(model.state_dict())
+
+
+def test_a_learned_step_in_a_layer_is_trained_counted_and_saved():
+    network = torch.nn.Conv2d(4, 2, 3, padding=1)
+    layer = OptimizerLayer((2,), LearnedStep(network), Picard(), adjoint=UnrolledAdjoint(), stop=Never())
+    module = DIO(Intensity(levels=(1,)), layer)
+    assert {f"layer.update.network.{name}" for name in ("weight", "bias")} <= module.state_dict().keys()
+    (solution,) = module(torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8))
+    solution.value.square().sum().backward()
+    assert all(p.grad is not None for p in module.layer.parameters()) and len(list(module.layer.parameters())) == 2
+    similarity = torch.nn.Bilinear(1, 1, 1)
+    held = OptimizerLayer((1,), ImageDescent(similarity))
+    assert {id(p) for p in held.parameters()} == {id(p) for p in similarity.parameters()}

@@ -63,7 +63,7 @@ def test_a_training_in_its_first_epoch_saves_and_goes_on(command, tmp_path) -> N
     ("stage", "pairs", "sign"),
     [
         ("test", "test_pairs", "panels"),
-        ("validate", "val_pairs", "config.yaml"),
+        ("validate", "val_pairs", "config_validate.yaml"),
         ("predict", "test_pairs", "predictions"),
     ],
 )

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dio_lightning.fields import Grid, regrid, spanning
 from dio_lightning.implicit import (
@@ -26,12 +26,13 @@ from dio_lightning.transformations import FreeForm, Transformation
 from dio_lightning.updates import Descent, UpdateRule
 
 
-class OptimizerLayer:
+class OptimizerLayer(nn.Module):
     """Aligns two feature pyramids, coarse to fine, and differentiates through the solution (Jena et al., DIO, 2024).
 
     Each level starts from the finer grid's copy of the level above, detached: gradients reach the features of a level
-    through its own solution only. Solver state is not carried over: a level's gradients have another scale. It holds no
-    weights, so all of it may be changed at test time.
+    through its own solution only. Solver state is not carried over: a level's gradients have another scale. All of it
+    may be changed at test time; the only weights that it can hold are those of a learned update or similarity, which
+    are its parameters like those of any module.
 
     Args:
         iterations: solver steps per level, coarse to fine; as many as the feature pyramid has levels.
@@ -47,6 +48,8 @@ class OptimizerLayer:
         ValueError: if a setting is out of its range.
     """
 
+    update: UpdateRule
+
     def __init__(
         self,
         iterations: Sequence[int] = (100, 60, 30),
@@ -58,6 +61,7 @@ class OptimizerLayer:
         field_sigma: float = 0.5,
         clamp_quantile: float = 0.98,
     ) -> None:
+        super().__init__()
         if not iterations or min(iterations) < 0:
             raise ValueError(f"iterations are {list(iterations)}, expected one number of at least 0 per level")
         if field_sigma < 0 or not 0 < clamp_quantile <= 1:
@@ -67,8 +71,11 @@ class OptimizerLayer:
         self.iterations, self.update, self.solver = tuple(iterations), update, solver
         self.transformation, self.adjoint, self.stop = transformation, adjoint, stop
         self.field_sigma, self.clamp_quantile = field_sigma, clamp_quantile
+        # settings are values, not modules; a module in one of them may have weights all the same
+        parts = (update, solver, transformation, adjoint, stop)
+        self.inner = nn.ModuleList(m for part in parts for m in vars(part).values() if isinstance(m, nn.Module))
 
-    def __call__(
+    def forward(
         self,
         fixed: Sequence[Float[Tensor, "b c ..."]],
         moving: Sequence[Float[Tensor, "b c ..."]],
