@@ -36,7 +36,9 @@ def terminated(process: subprocess.Popen, file: Path, lines: int, wait: float = 
     while not (
         file.exists() and (len(list(file.iterdir())) if file.is_dir() else file.read_bytes().count(b"\n")) > lines
     ):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(process.communicate()[0][-3000:])
         time.sleep(0.05)
     time.sleep(wait)
     process.send_signal(signal.SIGTERM)
