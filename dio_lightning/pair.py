@@ -72,7 +72,10 @@ def in_mm(pair: Pair, like: Tensor) -> Tensor:
 def to_mm(offsets: Tensor, voxels: Tensor) -> Tensor:
     """Offsets (b, d, n) in voxels as vectors in mm, (b, d, n) by a spacing (b, d), (b, 3, n) by an affine (b, 4, 4)."""
     voxels, d = voxels.to(offsets), offsets.shape[1]
-    return voxels[:, :3, :d] @ offsets if voxels.ndim == 3 else voxels[:, :, None] * offsets
+    if voxels.ndim == 2:
+        return voxels[:, :, None] * offsets
+    # no matrix product: autocast would round it to three digits
+    return (voxels[:, :3, :d, None] * offsets[:, None]).sum(2)
 
 
 def full_precision(x: Tensor) -> Tensor:

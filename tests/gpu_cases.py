@@ -171,6 +171,7 @@ def _ops() -> Iterator[Case]:
     yield Case("ops.interpolate", lambda g: ops.interpolate(g.image(2), g.field() + 2.0))
     yield Case("ops.interpolate (zeros)", lambda g: ops.interpolate(g.image(2), g.field() + 2.0, "zeros"))
     yield Case("ops.interpolate (second derivative)", twice)
+    yield Case("ops.local_correlation", lambda g: ops.local_correlation(g.image(), g.image(), 5), tolerance=1e-3)
     yield Case("ops.match", lambda g: ops.match(g.image(3), g.image(3), g.field()))
     yield Case("ops.match_blocks", lambda g: ops.match_blocks(g.image(3), g.image(3), g.field()), False)
 
@@ -190,6 +191,13 @@ def _fields() -> Iterator[Case]:
     yield Case("fields.resample (labels)", lambda g: fields.resample(g.labels(), half[g.d], "nearest"), False)
     yield Case("fields.resize", lambda g: fields.resize(g.field(), half[g.d]))
     yield Case("fields.downsample", lambda g: fields.downsample(g.image(), half[g.d]))
+
+    def across(g: Given) -> Tensor:
+        old, new = fields.blocks([2 * n - 1 for n in g.size], 2), fields.spanning([2 * n - 1 for n in g.size], g.size)
+        return fields.regrid(g.field(), old, new)
+
+    yield Case("fields.regrid", across)
+    yield Case("fields.gaussian_average", lambda g: fields.gaussian_average(g.image(2), 1.3))
     yield Case("fields.gaussian_smooth", lambda g: fields.gaussian_smooth(g.image(2), 1.3))
     yield Case("fields.jacobian", lambda g: fields.jacobian(g.field()))
     yield Case("fields.jacobian_determinant", lambda g: fields.jacobian_determinant(g.field()))

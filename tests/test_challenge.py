@@ -176,9 +176,11 @@ def test_written_fields_score_exactly_as_their_method(runs, command, tmp_path):
     for one, two, three in zip(expected, found, official, strict=True):
         for score in SCORES:
             assert one[score] == two[score]
-        # spacing is 1 and no structure is lost, so the quirks do not show
+        # spacing is 1, so the quirks show nowhere but in a structure that the warp has lost: it is infinitely far
+        lost = int(float(two["hd_missed"])) > 0
         for score in ("dice", "hd95", "tre", "sdlogj"):
-            assert float(three[f"{score}_l2r"]) == pytest.approx(float(two[score]), rel=1e-6)
+            expected_score = np.inf if lost and score == "hd95" else pytest.approx(float(two[score]), rel=1e-6)
+            assert float(three[f"{score}_l2r"]) == expected_score
         assert three["std_logj"] == two["std_logj"] and float(three["num_foldings_l2r"]) == 0
     summary = json.loads((tmp_path / "out/summary_l2r.json").read_text())
     dice = [float(row["dice"]) for row in found]

@@ -22,10 +22,11 @@ NAMED = {
     "features": {"FeaturePyramid", "FeatureNetwork"},
     "updates": {"UpdateRule"},
     "ops": {"Blocks"},
+    "fields": {"Grid"},
     "metrics": {"Regularity"},
 }
 """What is a type or a base, and no computation of its own."""
-ELSEWHERE = {"implicit": {"Update", "iterate"}, "metrics": {"element_areas"}}
+ELSEWHERE = {"implicit": {"Update", "iterate"}, "metrics": {"element_areas"}, "fields": {"blocks", "spanning"}}
 """What other cases run (`fixed_point` is `iterate`), and what never sees a tensor."""
 
 
