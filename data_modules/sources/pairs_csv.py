@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_modules.base import Split
 from data_modules.layout import Case, CasePair, Layout
-from data_modules.sources.tables import SPLITS, Row, check_cells, distinct_names, read_rows
-from data_modules.volumes import VolumePairs
+from data_modules.sources.tables import SPLITS, Row, TableData, check_cells, distinct_names, read_rows
 
 SIDES = ("fixed", "moving")
 KINDS = {"label": "label", "mask": "mask", "points": "keypoints"}
@@ -15,7 +13,7 @@ KINDS = {"label": "label", "mask": "mask", "points": "keypoints"}
 COLUMNS = tuple(f"{side}_{kind}" for kind in KINDS for side in SIDES)
 
 
-class PairsCSV(VolumePairs):
+class PairsCSV(TableData):
     """Pairs listed in a CSV file, one a row.
 
     Its first row names the columns: `fixed` and `moving`, images; if wanted `fixed_label`, `moving_label`,
@@ -37,21 +35,6 @@ class PairsCSV(VolumePairs):
         ValueError: if an argument is not as expected.
         FileNotFoundError, ValueError: in `setup`, with up to five sentences that name file, value and expectation.
     """
-
-    def __init__(
-        self,
-        csv: str,
-        root: str | None = None,
-        common_grid: bool = False,
-        **options: Any,  # noqa: ANN401
-    ) -> None:
-        self.csv = Path(csv).expanduser()
-        super().__init__(root if root is not None else str(self.csv.parent), common_grid=common_grid, **options)
-
-    @property
-    def source(self) -> Path:
-        """The table."""
-        return self.csv
 
     def read_layout(self) -> Layout:
         """The rows as pairs."""

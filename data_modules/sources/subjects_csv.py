@@ -3,18 +3,16 @@
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from data_modules.layout import Case, Layout
 from data_modules.sources.folder import divided
-from data_modules.sources.tables import SPLITS, Row, check_cells, distinct_names, read_rows
-from data_modules.volumes import VolumePairs
+from data_modules.sources.tables import SPLITS, Row, TableData, check_cells, distinct_names, read_rows
 
 KINDS = {"label": "label", "mask": "mask", "points": "keypoints"}
 """What a column is called, and the field of a case that it fills."""
 
 
-class SubjectsCSV(VolumePairs):
+class SubjectsCSV(TableData):
     """Subjects listed in a CSV file, one a row, of whom pairs are made.
 
     Its first row names the columns: `image`; if wanted `label`, `mask` and `points` (landmarks: CSV files without
@@ -34,21 +32,6 @@ class SubjectsCSV(VolumePairs):
         ValueError: if an argument is not as expected.
         FileNotFoundError, ValueError: in `setup`, with up to five sentences that name file, value and expectation.
     """
-
-    def __init__(
-        self,
-        csv: str,
-        root: str | None = None,
-        common_grid: bool = False,
-        **options: Any,  # noqa: ANN401
-    ) -> None:
-        self.csv = Path(csv).expanduser()
-        super().__init__(root if root is not None else str(self.csv.parent), common_grid=common_grid, **options)
-
-    @property
-    def source(self) -> Path:
-        """The table."""
-        return self.csv
 
     def read_layout(self) -> Layout:
         """The rows as subjects of their splits."""

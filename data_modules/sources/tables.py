@@ -4,12 +4,39 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from data_modules.base import Split
+from data_modules.volumes import VolumePairs
 from dio_lightning.headers import stem
 
 SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class TableData(VolumePairs):
+    """What data sets that a CSV file lists have in common: the file, and the folder that its paths are relative to.
+
+    Args:
+        csv: The file.
+        root: Folder that its paths are relative to. Default: the file's.
+        common_grid: See `VolumePairs`.
+        **options: Those of `VolumePairs`.
+    """
+
+    def __init__(
+        self,
+        csv: str,
+        root: str | None = None,
+        common_grid: bool = False,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        self.csv = Path(csv).expanduser()
+        super().__init__(root if root is not None else str(self.csv.parent), common_grid=common_grid, **options)
+
+    @property
+    def source(self) -> Path:
+        """The table."""
+        return self.csv
 
 
 @dataclass(frozen=True)
