@@ -66,6 +66,29 @@ def test_there_are_experiments():
     assert len(EXPERIMENTS) >= 6
 
 
+def parameters_anywhere(value: object, seen: dict[int, object]) -> list[torch.nn.Parameter]:
+    """Every parameter that can be reached from an object through attributes, lists and dictionaries."""
+    if id(value) in seen or isinstance(value, str | bytes | type):
+        return []
+    seen[id(value)] = value
+    if isinstance(value, torch.nn.Parameter):
+        return [value]
+    inner: list[object] = []
+    if isinstance(value, dict):
+        inner = [*value.values()]
+    elif isinstance(value, list | tuple | set):
+        inner = [*value]
+    elif type(value).__module__.split(".")[0] in ("dio_lightning", "torch") and hasattr(value, "__dict__"):
+        inner = [*vars(value).values()]
+    return [parameter for part in inner for parameter in parameters_anywhere(part, seen)]
+
+
+def assert_saved(model: torch.nn.Module) -> None:
+    """Section C of the cases: what can be trained is counted, saved and restored."""
+    found = parameters_anywhere(model, {})
+    assert {id(p) for p in found} == {id(p) for p in model.parameters()} and len(found) <= len(model.state_dict())
+
+
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f"{f.parent.name}-{f.stem}")
 def test_an_experiment_builds(file, built):
     cli = built("fit" if file.parent.name == "dio" else "test", "--config", file, "--trainer.accelerator", "cpu")
@@ -80,6 +103,7 @@ def test_an_experiment_builds(file, built):
             assert all(getattr(found, key) == value for key, value in plain.items())
     assert (cli.model.objective is None) == (file.parent.name == "classical")
     assert len(list(cli.model.parameters())) == 0 or file.parent.name == "dio"
+    assert_saved(cli.model)
     if cli.subcommand == "fit":
         assert cli.model.configure_optimizers()
 
@@ -89,6 +113,7 @@ def test_a_method_builds_beside_the_data_that_all_share_and_takes_its_grid(file,
     cli = built("fit", "--config", file.parent / "data.yaml", "--config", file, "--trainer.accelerator", "cpu")
     assert type(cli.model).__name__ == yaml.safe_load(file.read_text())["model"]["class_path"].rsplit(".", 1)[1]
     assert cli.model.configure_optimizers()
+    assert_saved(cli.model)
     weights, d = cli.model.objective.weights, 2 if file.parent.name == "lab" else 3
     assert (weights["image"], weights["regularity"], cli.model.objective.image.window) == (1.0, 0.25, 5)
     assert (cli.datamodule.steps_per_epoch > 0) and (cli.datamodule.batch_size == (4 if d == 2 else 1))
@@ -155,32 +180,6 @@ def test_an_update_of_no_such_name_is_refused(built, capsys):
     with pytest.raises(SystemExit):
         built("test", "--config", TINY, "--model.layer.update=Newton")
     assert "'Newton'" in capsys.readouterr().err
-
-
-def parameters_anywhere(value: object, seen: dict[int, object]) -> list[torch.nn.Parameter]:
-    """Every parameter that can be reached from an object through attributes, lists and dictionaries."""
-    if id(value) in seen or isinstance(value, str | bytes | type):
-        return []
-    seen[id(value)] = value
-    if isinstance(value, torch.nn.Parameter):
-        return [value]
-    inner: list[object] = []
-    if isinstance(value, dict):
-        inner = [*value.values()]
-    elif isinstance(value, list | tuple | set):
-        inner = [*value]
-    elif type(value).__module__.split(".")[0] in ("dio_lightning", "torch") and hasattr(value, "__dict__"):
-        inner = [*vars(value).values()]
-    return [parameter for part in inner for parameter in parameters_anywhere(part, seen)]
-
-
-@pytest.mark.parametrize("file", [*EXPERIMENTS, *METHODS], ids=lambda f: f"{f.parent.name}-{f.stem}")
-def test_no_weights_are_out_of_the_checkpoint(file, built):
-    """Section C of the cases: what can be trained is counted, saved and restored."""
-    configs = [*([file.parent / "data.yaml"] if file.parent.name in LABS else []), file]
-    model = built("test", *(word for config in configs for word in ("--config", config))).model
-    found = parameters_anywhere(model, {})
-    assert {id(p) for p in found} == {id(p) for p in model.parameters()} and len(found) <= len(model.state_dict())
 
 
 def test_a_learned_step_in_a_layer_is_trained_counted_and_saved():
