@@ -4,6 +4,8 @@ VENV ?= .venv
 # More for pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for PyTorch without CUDA (200 MB instead of 3 GB).
 PIP_ARGS ?=
 BIN := $(VENV)/bin
+# A process for each core, at most four (2 GB each); a file's tests stay together, because they share what they train.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -35,10 +37,10 @@ check: setup  ## lint, format and types
 	$(BIN)/pyright
 
 test: setup  ## the test suite (tests on real anatomy run when DIO_DATA names its folder)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-poisoned: setup  ## the suite with NaN in all memory that nobody has written: finds what reads it
-	MALLOC_PERTURB_=165 DIO_POISON=1 $(BIN)/python -m pytest
+	MALLOC_PERTURB_=165 DIO_POISON=1 $(BIN)/python -m pytest $(PARALLEL)
 
 bench: setup  ## speed and memory of the inner loop: a table and build/bench.json
 	$(BIN)/python benchmarks/bench.py

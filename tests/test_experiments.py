@@ -117,7 +117,7 @@ def test_a_method_builds_beside_the_data_that_all_share_and_takes_its_grid(file,
     weights, d = cli.model.objective.weights, 2 if file.parent.name == "lab" else 3
     assert (weights["image"], weights["regularity"], cli.model.objective.image.window) == (1.0, 0.25, 5)
     assert (cli.datamodule.steps_per_epoch > 0) and (cli.datamodule.batch_size == (4 if d == 2 else 1))
-    size = (20, 24, 16)[:d]
+    size = (12, 16, 10)[:d]
     with torch.no_grad():
         assert cli.model(torch.rand(1, 1, *size), torch.rand(1, 1, *size))[-1].value.shape == (1, d, *size)
 
