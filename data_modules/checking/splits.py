@@ -54,8 +54,10 @@ def check_kinds(layout: Layout, split: str, found: Findings) -> None:
     cases = layout.split_cases(split)
     for kind, name in KINDS.items():
         having = next((case for case in cases if getattr(case, kind) is not None), None)
-        for case in cases if having is not None and kind not in layout.one_sided else ():
-            if having is not None and getattr(case, kind) is None:
+        if having is None or kind in layout.one_sided:
+            continue
+        for case in cases:
+            if getattr(case, kind) is None:
                 found.error(case.image, f"has no {name}, expected one as for {having.id} of the same split")
 
 
