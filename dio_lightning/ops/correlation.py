@@ -73,7 +73,9 @@ class _Correlation(Function):
         if a.device.type == "cpu":
             from dio_lightning.ops import correlation_numba  # compiled on first use, as feature matching is
 
-            value, slopes = correlation_numba.mean(a, b, window, FLOOR, signed)
+            # where only one image has a gradient, it is the first
+            images = (b, a) if ctx.needs_input_grad[:2] == (False, True) else (a, b)
+            value, slopes = correlation_numba.mean(*images, window, FLOOR, signed, all(ctx.needs_input_grad[:2]))
             kept = (slopes,)
         else:
             kept = _moments(a.double(), b.double(), window)
@@ -92,7 +94,9 @@ class _Correlation(Function):
             if len(kept) == 1:
                 from dio_lightning.ops import correlation_numba
 
-                found[place] = correlation_numba.gradient(kept[0], (a, b), place, ctx.window, float(gradients[0]))
+                images = (a, b) if place == 0 or all(ctx.needs_input_grad[:2]) else (b, a)
+                at = place if images[0] is a else 0
+                found[place] = correlation_numba.gradient(kept[0], images, at, ctx.window, float(gradients[0]))
             else:
                 m = _Moments(*kept)
                 if place == 1:

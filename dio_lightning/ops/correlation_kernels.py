@@ -76,14 +76,15 @@ def moments(a, b, zero_a, zero_b, radius, planes):  # noqa: ANN001, ANN201
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
 def correlations(planes, zero_a, zero_b, radius, window, floor, signed, value, slopes):  # noqa: ANN001, ANN201
-    """Sum of the correlations of a row (n s1), and of each window what the gradients need, into slopes (5, n, *s).
+    """Sum of the correlations of a row (n s1), and of each window what the gradients need, into slopes (3 or 5, n, *s).
 
-    The slopes are the derivatives by the window's cross, twice by var_a and by var_b, and their share of the means of a
-    and of b, counted from the zeros. A window that lies inside does not see where those are; beyond the image there is
-    0, which is -zero when counted from zero. `window` is the extent along each axis, 1 where there is none.
+    The slopes are the derivatives by the window's cross, twice by var_a, and their share of the means, counted from the
+    zeros; of five the last two are those of b instead of a. A window that lies inside does not see where the zeros are;
+    beyond the image there is 0, which is -zero when counted from zero. `window` is the extent along each axis, 1 where
+    there is none.
     """
     _, n, s0, s1, s2 = planes.shape
-    count = window[0] * window[1] * window[2]
+    count, both = window[0] * window[1] * window[2], len(slopes) == 5
     for row in prange(n * s1):
         m, j = row // s1, row % s1
         total, found = np.zeros((5, s2)), 0.0
@@ -95,15 +96,14 @@ def correlations(planes, zero_a, zero_b, radius, window, floor, signed, value, s
             if i > radius:
                 total -= planes[:, m, i - radius - 1, j]
             for k in range(s2):
-                inside = _within(i, s0, radius) * _within(j, s1, radius) * _within(k, s2, radius)
-                outside = count - inside
+                outside = count - _within(i, s0, radius) * _within(j, s1, radius) * _within(k, s2, radius)
                 mean_a = (total[0, k] - outside * zero_a[m]) / count
                 mean_b = (total[1, k] - outside * zero_b[m]) / count
                 cross = total[4, k] - total[0, k] * total[1, k] / count
                 var_a = total[2, k] - total[0, k] * total[0, k] / count
                 var_b = total[3, k] - total[1, k] * total[1, k] / count
                 if outside > 0:
-                    x, y, part = zero_a[m], zero_b[m], inside / count
+                    x, y, part = zero_a[m], zero_b[m], 1 - outside / count
                     cross += outside * (x * y * part + (x * total[1, k] + y * total[0, k]) / count)
                     var_a += outside * (x * x * part + 2 * x * total[0, k] / count)
                     var_b += outside * (y * y * part + 2 * y * total[1, k] / count)
@@ -117,9 +117,11 @@ def correlations(planes, zero_a, zero_b, radius, window, floor, signed, value, s
                 found += correlation
                 of_a = -root * cross * var_b / product if free_a else 0.0
                 of_b = -root * cross * var_a / product if free_b else 0.0
-                slopes[0, m, i, j, k], slopes[1, m, i, j, k], slopes[2, m, i, j, k] = root, of_a, of_b
-                slopes[3, m, i, j, k] = root * mean_b + of_a * mean_a
-                slopes[4, m, i, j, k] = root * mean_a + of_b * mean_b
+                slopes[0, m, i, j, k], slopes[1, m, i, j, k] = root, of_a
+                slopes[2, m, i, j, k] = root * mean_b + of_a * mean_a
+                if both:
+                    slopes[3, m, i, j, k] = of_b
+                    slopes[4, m, i, j, k] = root * mean_a + of_b * mean_b
         value[row] = found
 
 
