@@ -47,6 +47,14 @@ def poison():
 
 
 @pytest.fixture
+def bfloat16(monkeypatch) -> None:
+    """Convolve in bfloat16 where it is asked for, even on a CPU that has to emulate it."""
+    from dio_lightning.networks import blocks
+
+    monkeypatch.setattr(blocks, "computes_bfloat16", lambda: True)
+
+
+@pytest.fixture
 def command(tmp_path, monkeypatch):
     """Run a command line in an empty folder."""
     from dio_lightning.cli import main

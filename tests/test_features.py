@@ -19,6 +19,7 @@ def image(size: tuple[int, ...], channels: int = 1) -> Tensor:
     return torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -78,6 +79,7 @@ def test_intensity_is_the_mean_over_blocks() -> None:
     assert_close(coarse[0, 0, 1, 0], x[0, 0, 4:, :4].mean())  # what is left of a block
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_features_are_close_to_float32() -> None:
     torch.manual_seed(0)
     widths = (16, 16, 32)

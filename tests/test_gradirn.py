@@ -170,6 +170,7 @@ def test_only_the_last_field_is_scored_and_every_level_learns(monkeypatch) -> No
     assert all(bool((update.network.head.weight.grad != 0).any()) for update in model.updates)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("kind", [Unrolling, GraDIRN])
 def test_odd_volumes_in_bfloat16(kind) -> None:
     """The field comes in float32 on the full grid, its coarser solves on grids of a quarter and a half."""

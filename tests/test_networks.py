@@ -1,12 +1,14 @@
 """VoxelMorph's U-Net: the published one, and indifferent to size and memory format."""
 
+import logging
+
 import pytest
 import torch
 from monai.networks.nets.voxelmorph import VoxelMorphUNet
 from torch import nn
 from torch.testing import assert_close
 
-from dio_lightning.networks import VxmUNet
+from dio_lightning.networks import VxmUNet, blocks
 
 
 def convolutions(network: nn.Module) -> list[nn.Module]:
@@ -50,6 +52,25 @@ def test_any_size_is_taken(size) -> None:
     assert VxmUNet(3, len(size), 1)(torch.rand(1, 3, *size)).shape == (1, 1, *size)
 
 
+def test_without_instructions_for_bfloat16_it_is_float32_and_says_so_once(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    blocks.computes_bfloat16.cache_clear()
+    x, network, types = torch.rand(1, 2, 16, 16), VxmUNet(2, 2, precision="bfloat16"), []
+    network.head.register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+    try:
+        with caplog.at_level(logging.INFO, "lightning.pytorch"):
+            network(x), network(x)
+        with torch.autocast("cpu", torch.bfloat16):  # the caller's own wish
+            network(x)
+    finally:
+        blocks.computes_bfloat16.cache_clear()
+    assert types == [torch.float32, torch.float32, torch.bfloat16]
+    assert [record.message for record in caplog.records if "bfloat16" in record.message] == [
+        "This CPU has no instructions for bfloat16: networks that ask for it are computed in float32."
+    ]
+
+
+@pytest.mark.usefixtures("bfloat16")
 def test_it_starts_near_zero_and_float32_comes_out_of_bfloat16() -> None:
     x = torch.rand(1, 2, 32, 32)
     full, half = VxmUNet(2, 2), VxmUNet(2, 2, precision="bfloat16")

@@ -204,6 +204,7 @@ def test_wrong_settings_are_one_sentence(arguments) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_odd_volumes_at_half_the_resolution(precision) -> None:
     pair, model = images(17, 13, 10), riir(3, precision=precision, resolution=2.0, repeats=2)
@@ -217,6 +218,7 @@ def test_odd_volumes_at_half_the_resolution(precision) -> None:
     assert expected.shape == (2, 3, 17, 13, 10) and expected.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_bfloat16_memory_does_not_drift() -> None:
     """24 steps in both precisions, the same weights."""
     pair, exact = images(24, 20), riir(repeats=24, head=0.02)

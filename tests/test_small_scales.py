@@ -18,6 +18,8 @@ from dio_lightning.features import LKU, LKUE, UNet, UNetE
 from dio_lightning.networks import CNN, RecurrentUNet, VxmUNet
 from dio_lightning.networks.blocks import conv
 
+pytestmark = pytest.mark.usefixtures("bfloat16")
+
 NETWORKS: dict[str, Callable[[int, str], nn.Module]] = {
     "CNN": lambda d, precision: CNN(2, d, None, 8, 3, precision),  # type: ignore[arg-type]
     "VxmUNet": lambda d, precision: VxmUNet(2, d, None, (8, 8), (8, 8), (8,), precision),  # type: ignore[arg-type]

@@ -23,15 +23,6 @@ GAIN = {"lab": 0.08, "brains": 0.015, "shift": 0.03}
 RIVALS = sorted(file for lab in GAIN for file in EXPERIMENTS.glob(f"{lab}/weights/*_0.safetensors"))
 
 
-def affordable(module: torch.nn.Module) -> torch.nn.Module:
-    """The module in float32 on a CPU without instructions for bfloat16, where oneDNN emulates it for minutes a pair."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        for part in module.modules():
-            if getattr(part, "precision", None) == "bfloat16":
-                part.precision = "float32"
-    return module
-
-
 @pytest.mark.real
 def test_the_weights_register_unseen_brains_with_either_transformation(data_root):
     data = Learn2Reg(root=str(data_root / "brains_2mm"), cache=False)
@@ -42,7 +33,7 @@ def test_the_weights_register_unseen_brains_with_either_transformation(data_root
     for transformation in (FreeForm(), Diffeomorphism()):
         layer = OptimizerLayer([60, 40, 20], transformation=transformation)
         module = DIO(UNet(residual=True, precision="bfloat16"), layer)
-        affordable(module).load_state_dict(load_file(WEIGHTS))
+        module.load_state_dict(load_file(WEIGHTS))
         with torch.no_grad():
             u = module.register(pair)
         warped = warp_label(pair["moving_label"], u)
@@ -58,7 +49,7 @@ def test_the_weights_of_every_method_register_people_that_it_has_not_seen(file, 
     method = load(str(file), ["--data.root", str(data_root / "brains_2mm")])
     _, pair = next(method.batches(4))
     with torch.no_grad():
-        u = affordable(method.module).register(pair)
+        u = method.module.register(pair)
     found, before = score(u, pair, method.scores), score(torch.zeros_like(u), pair, method.scores)
     assert float(found["dice"].mean()) > float(before["dice"].mean()) + GAIN[file.parts[-3]]
     assert float(found["folds"].mean()) < 1.0
@@ -72,7 +63,6 @@ def test_the_equilibrium_of_deqreg_stays_where_it_is_beyond_the_steps_that_were_
     _, pair = next(method.batches(12))
     dice, folded = {}, {}
     assert isinstance(method.module, DEQReg)
-    affordable(method.module)
     method.module.stop = Never()
     for steps in (48, 96):
         method.module.steps = steps

@@ -1,5 +1,7 @@
-"""Layers in 2-D and 3-D, and their memory format."""
+"""Layers in 2-D and 3-D, their memory format and their precision."""
 
+import logging
+from functools import cache
 from typing import Literal
 
 import torch
@@ -72,10 +74,26 @@ def channels_last(x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
 
 
 def autocast(x: Tensor, precision: Precision) -> torch.autocast:
-    """Convolutions in bfloat16, or in the precision that the caller has chosen."""
-    given = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.get_autocast_dtype(x.device.type)
-    return torch.autocast(x.device.type, dtype, enabled=given or precision == "bfloat16")
+    """Convolutions in bfloat16, or in the precision that the caller has chosen.
+
+    A processor without instructions for bfloat16 computes in float32 instead, whose results differ by rounding only:
+    oneDNN would emulate it there, ten times slower. What a caller's own autocast asks for is left to the caller.
+    """
+    device = x.device.type
+    own = precision == "bfloat16" and (device != "cpu" or computes_bfloat16())
+    dtype = torch.bfloat16 if own else torch.get_autocast_dtype(device)
+    return torch.autocast(device, dtype, enabled=own or torch.is_autocast_enabled(device))
+
+
+@cache
+def computes_bfloat16() -> bool:
+    """Whether this processor convolves in bfloat16 at all (not: emulates it). Says once where it does not."""
+    able = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not able:
+        logging.getLogger("lightning.pytorch").info(
+            "This CPU has no instructions for bfloat16: networks that ask for it are computed in float32."
+        )
+    return able
 
 
 def check_precision(precision: str) -> None:
