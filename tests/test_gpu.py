@@ -28,7 +28,12 @@ NAMED = {
     "metrics": {"Regularity"},
 }
 """What is a type or a base, and no computation of its own."""
-ELSEWHERE = {"implicit": {"Update", "iterate"}, "metrics": {"element_areas"}, "fields": {"blocks", "spanning"}}
+ELSEWHERE = {
+    "implicit": {"Update", "iterate"},
+    "metrics": {"element_areas"},
+    "fields": {"blocks", "spanning"},
+    "updates": {"PerLevel"},
+}
 """What other cases run (`fixed_point` is `iterate`), and what never sees a tensor."""
 
 
