@@ -332,6 +332,7 @@ MODELS: dict[str, transformations.Transformation] = {
     "Diffeomorphism": transformations.Diffeomorphism(),
     "StationaryVelocity": transformations.StationaryVelocity(4),
     "Affine": transformations.Affine(),
+    "BSpline": transformations.BSpline(3),
 }
 
 
@@ -339,6 +340,9 @@ def _parameters(g: Given, model: transformations.Transformation) -> Tensor:
     """Parameters of a model that move every point, and none by whole voxels."""
     if isinstance(model, transformations.Affine):
         return g.place(0.3 + 0.2 * g.uniform(BATCH, g.d, g.d + 1))
+    if isinstance(model, transformations.BSpline):
+        control = model.initial(torch.zeros(BATCH, 1, *g.size)).shape
+        return g.place(0.2 + 0.6 * g.uniform(*control))
     return g.smooth_field()
 
 
@@ -355,6 +359,10 @@ def _transformations() -> Iterator[Case]:
             model.initial(z.new_zeros(BATCH, 1, *g.size)),
         ]
 
+    def fitted(g: Given) -> Tensor:
+        return transformations.BSpline(3).parameters(g.smooth_field())
+
+    yield Case("transformations.BSpline (of a displacement)", fitted, tolerance=1e-3)
     for name, model in MODELS.items():
         yield Case(f"transformations.{name}", partial(all_of, model=model), tolerance=1e-3)
 
