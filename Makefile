@@ -9,7 +9,7 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu clean
+.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu house clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-data: setup  ## speed and memory of the data that DIO_DATA names: a table 
 
 bench-gpu: setup  ## what the library does on a GPU: build/gpu.json; goes on where it was cut off
 	$(BIN)/python benchmarks/gpu.py
+
+house:  ## lines and files of every package, the longest file, circles of imports
+	@$(PYTHON) tests/house.py
 
 clean:  ## remove caches and build folders (keeps .venv and runs)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

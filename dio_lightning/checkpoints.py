@@ -8,13 +8,12 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import nn
 
 from dio_lightning.callbacks.checkpoints import Best, Last, newest
 from dio_lightning.callbacks.files import replacing, write_atomic
-from dio_lightning.checkpoint_files import CONFIG, config_text, read_checkpoint
+from dio_lightning.checkpoint_files import CONFIG, config_text, read_checkpoint, read_weights
 
 __all__ = [
     "CONFIG",
@@ -75,7 +74,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, or weights are missing, unknown or of another shape.
     """
-    weights = _read_weights(path)
+    weights = read_weights(path)
     own = model.state_dict()
     wrong = {
         "missing in the file": sorted(own.keys() - weights.keys()),
@@ -113,15 +112,6 @@ def export_weights(checkpoint: Path, out: Path, overwrite: bool = False, half: b
         # save_file would make a file that only its owner may read
         temporary.write_bytes(save(weights, metadata={"format": "pt", "config_sha256": digest}))
     write_atomic(out.with_suffix(".yaml"), text)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"weights {path} do not exist")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
 
 
 def _portable(value: Any) -> Any:  # noqa: ANN401

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from house import circles, graph, report
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
@@ -31,7 +32,10 @@ FLOORS = {
     "dio_lightning.studies": 6,
     "dio_lightning.challenge": 6,
     "dio_lightning.checking": 6,
+    "dio_lightning.api": 6,
     "dio_lightning.cli": 6,
+    "dio_lightning.parsing": 6,
+    "dio_lightning.shipped_configs": 6,
     "dio_lightning.usage": 6,
     "dio_lightning.arguments": 6,
     "dio_lightning.run_folders": 6,
@@ -96,6 +100,14 @@ def test_nobody_imports_data_modules_from_the_library_and_nothing_is_too_long(pa
             body = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
             lines = node.end_lineno - body[0].lineno + 1 if body else 0
             assert lines <= 40, f"{node.name} has {lines} lines"
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    edges = graph()
+    assert "dio_lightning.implicit.solution" in edges["dio_lightning.implicit.iterate"], "imports are read"
+    assert circles(edges) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": set()}) == [["a", "b", "c"]]
+    assert "circles of imports: 0" in report()
 
 
 def test_experiments_hold_no_python() -> None:

@@ -9,13 +9,12 @@ from typing import Literal
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
+from dio_lightning.api import build
 from dio_lightning.callbacks.files import replacing
 from dio_lightning.challenge.evaluate import arguments
 from dio_lightning.errors import times
-from dio_lightning.experiment import RegistrationCLI, prepare
 from dio_lightning.fields.files import half, stored
 from dio_lightning.fields.names import Ids, find_field, listed_pairs, own_names, pair_names, shared_files, strangers
 from dio_lightning.fields.placing import check_place
@@ -63,8 +62,7 @@ class Expected:
 
 def pairs_of(folder: Path, options: Sequence[str]) -> Expected:
     """The test pairs of the data."""
-    prepare()
-    data: LightningDataModule = _Idle(arguments(folder, options, folder)).datamodule
+    data = build(arguments(folder, options, folder)).data
     data.prepare_data()
     data.setup("test")
     samples = samples_of(data.test_dataloader().dataset)
@@ -77,13 +75,6 @@ def pairs_of(folder: Path, options: Sequence[str]) -> Expected:
 
 def _ids(sample: dict) -> Ids:
     return str(sample["fixed_id"]), str(sample["moving_id"])
-
-
-class _Idle(RegistrationCLI):
-    """Builds the data and runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        return
 
 
 def _checked(folder: Path, pairs: Expected, resolution: Resolution) -> dict[str, Path]:
