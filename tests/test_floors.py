@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -112,6 +114,16 @@ def test_no_imports_run_in_a_circle() -> None:
 
 def test_experiments_hold_no_python() -> None:
     assert not list((ROOT / "experiments").glob("**/*.py"))
+
+
+def test_results_are_kept_once_and_small() -> None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("what is kept is what git says")
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    files = [ROOT / name for name in names if name.startswith("experiments/") and (ROOT / name).is_file()]
+    figures = [file.with_suffix("") for file in files if file.suffix in (".png", ".svg", ".pdf")]
+    assert figures and len(figures) == len(set(figures)), "a figure is kept in one format"
+    assert not [file for file in files if file.suffix == ".csv" and file.stat().st_size > 200_000]
 
 
 def test_every_dependency_is_imported_somewhere() -> None:
