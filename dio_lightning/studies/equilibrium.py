@@ -66,7 +66,7 @@ class Equilibrium:
 
 def of_deqreg(module: DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
     """The fixed point, by Anderson's steps until the relative residual is 1e-5 or `max_steps` are taken."""
-    problem, work, objective = module.problem(pair), module.work(pair), module.objective
+    (problem, start), work, objective = module.problem(pair), module.work(pair), module.objective
     assert objective is not None
 
     def solve(z: Tensor) -> Solution:
@@ -75,12 +75,10 @@ def of_deqreg(module: DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
         )
 
     with torch.no_grad():
-        solution = iterate(
-            problem.update, problem.start, Anderson(), max_steps=max_steps, stop=TIGHT, advance=problem.advance
-        )
+        solution = iterate(problem.update, start, Anderson(), max_steps=max_steps, stop=TIGHT, advance=problem.advance)
     return Equilibrium(
         problem.update,
-        problem.start,
+        start,
         solution,
         solve,
         module.steps,
@@ -97,7 +95,7 @@ def of_dio(module: DIO, pair: Pair) -> Equilibrium:
     fixed, moving, grids = module.pyramids(work, pair)
     size = work["fixed"].shape[2:]
     levels, weights = pyramid(fixed, moving, grids, size, work), [p for p in module.parameters() if p.requires_grad]
-    start, small = layer.finest(levels, size).start.detach(), at_size(work, fixed[-1].shape[2:])
+    start, small = layer.finest(levels, size)[1].detach(), at_size(work, fixed[-1].shape[2:])
 
     def to_weights(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         finest = [fixed[-1], moving[-1]]
@@ -107,7 +105,7 @@ def of_dio(module: DIO, pair: Pair) -> Equilibrium:
 
     def solved() -> Equilibrium:
         f, m = (features[-1].detach().requires_grad_() for features in (fixed, moving))
-        problem = layer.problem(replace(levels[-1], fixed=f, moving=m), size, start)
+        problem = layer.problem(replace(levels[-1], fixed=f, moving=m), size)
 
         def solve(z: Tensor) -> Solution:
             return iterate(problem.update, z, layer.solver, max_steps=steps, stop=layer.stop, advance=problem.advance)
