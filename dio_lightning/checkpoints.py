@@ -82,9 +82,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         "unknown to the model": sorted(weights.keys() - own.keys()),
         "of another shape": sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape),
     }
-    found = [f"{len(names)} {what} (first: {names[0]})" for what, names in wrong.items() if names]
-    if found:
-        raise ValueError(f"{path}: weights do not fit the configured model: {', '.join(found)}")
+    problems = [f"{len(names)} {what} (first: {names[0]})" for what, names in wrong.items() if names]
+    if problems:
+        raise ValueError(f"{path}: weights do not fit the configured model: {', '.join(problems)}")
     model.load_state_dict(weights)
 
 

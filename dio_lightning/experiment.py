@@ -203,8 +203,8 @@ class RegistrationCLI(FolderCLI):
         if wanted in ("last", "best"):
             callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
             folders = [Path(c.dirpath) for c in callbacks if c.dirpath is not None]
-            found = [newest(f) if wanted == "last" else f / "best.ckpt" for f in folders]
-            path = next((file for file in found if file is not None and file.is_file()), None)
+            files = [newest(f) if wanted == "last" else f / "best.ckpt" for f in folders]
+            path = next((file for file in files if file is not None and file.is_file()), None)
             if path is None and self.subcommand == "fit":
                 rank_zero_info(f"no {wanted} checkpoint under {self.trainer.default_root_dir} yet: starting afresh")
                 return None

@@ -81,21 +81,21 @@ def _checked(folder: Path, pairs: Expected, resolution: Resolution) -> dict[str,
     """Names in the zip and the files behind them."""
     names, official = own_names(pairs.ids), official_names(pairs.ids)
     problems, members = shared_files(folder, names), {}
-    found: dict[Ids, Path] = {}
+    fields: dict[Ids, Path] = {}
     for ids, own in names.items():
         try:
-            found[ids] = find_field(folder, *ids, own)
+            fields[ids] = find_field(folder, *ids, own)
         except (FileNotFoundError, ValueError) as error:
             problems.append(str(error))
             continue
-        name = f"disp_{official[ids]}{_suffix(found[ids])}"
+        name = f"disp_{official[ids]}{_suffix(fields[ids])}"
         if name in members:
             problems.append(f"two pairs would both be {name}, the second of them {' <- '.join(ids)}")
-        members[name] = found[ids]
-    problems += [f"{path} belongs to no pair" for path in strangers(folder, found.values())]
+        members[name] = fields[ids]
+    problems += [f"{path} belongs to no pair" for path in strangers(folder, fields.values())]
     if not problems:
         for ids, size, affine in pairs.grids:
-            problems += _problems(found[ids], size, affine, resolution)
+            problems += _problems(fields[ids], size, affine, resolution)
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ValueError("\n".join([*problems[:SHOWN], *more]))
@@ -115,8 +115,10 @@ def official_names(pairs: Sequence[Ids]) -> dict[Ids, str]:
     for name, users in count.items():
         if users > 1:
             own = next(result[ids] for ids in names if wanted[ids] == name)
-            told = f"Learn2Reg's evaluation looks for disp_{name} for {users} pairs; the zip has disp_{own} and so on"
-            print(f"warning: {told}", file=sys.stderr)
+            sentence = (
+                f"Learn2Reg's evaluation looks for disp_{name} for {users} pairs; the zip has disp_{own} and so on"
+            )
+            print(f"warning: {sentence}", file=sys.stderr)
     return result
 
 
