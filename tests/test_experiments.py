@@ -22,7 +22,7 @@ from dio_lightning.implicit import (
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import LNCC, Bending, FeatureDistance, LabelPrompt
 from dio_lightning.modules import DIO
-from dio_lightning.transformations import FreeForm, StationaryVelocity
+from dio_lightning.transformations import BSpline, FreeForm, StationaryVelocity
 from dio_lightning.updates import Descent, GaussNewton, ImageDescent, LearnedStep
 
 ROOT = Path(__file__).parents[1]
@@ -186,6 +186,10 @@ def test_terms_are_added_on_the_command_line(built):
     assert (update.terms[0].labels, update.terms[1].weight) == ((17, 3), 0.5)
     update = built("test", "--config", TINY, f"{flag}.distance=LNCC", f"{flag}.distance.window=5").model.layer.update
     assert [(type(term), term.window) for term in update.energy] == [(LNCC, 5)]
+    flag = "--model.layer.transformation"
+    assert built("test", "--config", TINY, flag, "BSpline", f"{flag}.spacing=3").model.layer.transformation == BSpline(
+        3
+    )
 
 
 def test_an_update_of_no_such_name_is_refused(built, capsys):
