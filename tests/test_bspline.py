@@ -133,7 +133,7 @@ def test_one_step_of_descent_is_the_mean_slope_of_each_spline() -> None:
     expected = model.gradient(z, size, lambda u: slope)
     with torch.no_grad():
         assert_close(Descent(0.0).on(Level(fixed, moving), model)(z), z - expected)
-        assert_close(Descent(2.0).on(Level(fixed, moving), model)(z), z - gaussian_smooth(expected, 0.5))
+        assert_close(Descent(2.0).on(Level(fixed, moving), model)(z), z - gaussian_smooth(expected, 2.0))
 
 
 @pytest.mark.parametrize("solver", [Adam(0.2), GradientDescent(0.5)], ids=lambda s: type(s).__name__)

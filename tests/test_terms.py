@@ -291,6 +291,7 @@ def test_wrong_settings_and_labels_get_one_sentence() -> None:
         "folds is -1": lambda: JacobianPenalty(-1.0),
         "bins is 1": lambda: MutualInformation(1),
         "blocks from FeatureDistance, not SSD": lambda: GaussNewton(distance=SSD()),
+        "normalise must be true": lambda: GaussNewton(distance=FeatureDistance(normalise=False)),
     }
     for message, call in calls.items():
         with pytest.raises(ValueError, match=message):

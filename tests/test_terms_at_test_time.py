@@ -30,7 +30,7 @@ from dio_lightning.transformations import (
 from dio_lightning.updates import Descent
 
 SIZE = (48, 40)
-MODELS = [FreeForm(), Diffeomorphism(), StationaryVelocity(4), BSpline(), Affine()]
+MODELS = [FreeForm(), Diffeomorphism(), StationaryVelocity(4), BSpline(3), Affine()]
 TERMS: list[Term] = [
     LNCC(5),
     Bending(3.0),

@@ -33,7 +33,7 @@ class BSpline(Transformation):
         ValueError: if the spacing is below 1.
     """
 
-    spacing: int = 4
+    spacing: int = 2
 
     dense = False
 
@@ -79,8 +79,8 @@ class BSpline(Transformation):
         return z + step
 
     def smooth(self, x: Tensor, sigma: float) -> Tensor:
-        """Control points smoothed by a Gaussian of sigma voxels, which is sigma / h control points."""
-        return gaussian_smooth(x, sigma / self.spacing)
+        """Smoothed by a Gaussian of sigma control points: a solver's noise is that of parameters, not of voxels."""
+        return gaussian_smooth(x, sigma)
 
     def regrid(self, z: Tensor, old: Grid, new: Grid) -> Tensor:
         """The splines of the new grid that are closest to the displacement, as `parameters`; an affine one stays."""

@@ -34,7 +34,7 @@ class GaussNewton(Descent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.normalise:
+        if not self.normalise or (isinstance(self.distance, FeatureDistance) and not self.distance.normalise):
             raise ValueError("GaussNewton has no scale to leave out: normalise must be true, False is for Descent")
         if self.distance is not None and not isinstance(self.distance, FeatureDistance):
             raise ValueError(f"GaussNewton takes its blocks from FeatureDistance, not {type(self.distance).__name__}")
