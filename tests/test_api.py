@@ -2,6 +2,7 @@
 
 import ast
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from trainings import batch
 
 import dio_lightning
 from dio_lightning.callbacks import FieldWriter, Panels, RegistrationScores
-from dio_lightning.checkpoint_files import CONFIG
+from dio_lightning.checkpoint_files import CONFIG, migrated
 from dio_lightning.cli import main
 from dio_lightning.modules import DIO
 
@@ -200,3 +201,23 @@ def test_a_mistake_raises_what_the_command_line_prints(options, command, capsys)
 def test_a_command_that_builds_nothing_is_refused():
     with pytest.raises(ValueError, match="'check' builds no experiment, expected one of fit, validate, test, predict"):
         dio_lightning.build(["check", "--data", "Learn2Reg"])
+
+
+PUBLISHED = sorted((ROOT / "experiments").glob("*/weights/*.safetensors"))
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: f"{file.parts[-3]}-{file.stem}")
+def test_every_published_file_of_weights_loads(file: Path) -> None:
+    """Whatever the keys were called when it was written: each number is in the module that `load` gives."""
+    stored, module = load_file(file), dio_lightning.load(file)
+    state = module.state_dict()
+    names = {**{key: key for key in stored}, **migrated(stored, state)}
+    assert set(names.values()) == set(state)
+    for old, new in names.items():
+        assert torch.equal(stored[old].to(state[new].dtype), state[new]), old
+
+
+def test_there_are_published_weights_of_every_trained_method() -> None:
+    assert {re.sub(r"_\d$", "", file.stem) for file in PUBLISHED} >= {
+        *("dio", "deqreg", "deqreg12", "voxelmorph", "unrolling", "gradirn", "riir", "brains")
+    }
