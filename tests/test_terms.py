@@ -252,7 +252,7 @@ def test_a_prompt_of_many_labels_holds_few_masks(monkeypatch) -> None:
 
 @every_size
 def test_landmarks_are_those_of_the_image_at_every_level(size) -> None:
-    """A translation of the image by the landmarks' distance costs nothing, and one voxel less costs a level's share."""
+    """A translation of the image by the landmarks' distance costs nothing, and one voxel more its square."""
     shift = torch.arange(1.0, len(size) + 1, dtype=torch.float64)
     pair = pair_of(size, 1)
     assert "fixed_points" in pair
@@ -262,8 +262,9 @@ def test_landmarks_are_those_of_the_image_at_every_level(size) -> None:
         level = Level(smooth(1, 1, *grid.size), smooth(1, 1, *grid.size), grid, pair)
         u = (shift / factor).view(1, -1, *[1] * len(size)).expand(1, -1, *grid.size)
         assert_close(LandmarkPrompt().value(level, u)[0].item(), 0.0, atol=1e-20, rtol=0)
-        off = u + 1 / factor
-        assert_close(LandmarkPrompt().value(level, off)[0].item(), len(size) / factor**2)
+        off, voxels, count = u + 1 / factor, u[0, 0].numel(), 6
+        expected = count * len(size) / factor**2 / voxels**0.5
+        assert_close(LandmarkPrompt().value(level, off)[0].item(), expected)
 
 
 @pytest.mark.parametrize(

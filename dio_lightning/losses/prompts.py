@@ -95,10 +95,11 @@ class _Masks(Energy):
 
 
 class LandmarkPrompt(Term):
-    """1/K Σ_j ‖ϕ(p_j) - q_j‖², p_j the fixed and q_j the moving landmarks, in voxels of the level.
+    """1/√N Σ_j ‖ϕ(p_j) - q_j‖², p_j the fixed and q_j the moving landmarks, in voxels of a level that has N.
 
-    ϕ is interpolated linearly. With a weight of 1 the slope at a landmark's voxels outweighs that of the features by
-    far, as N voxels share K points, so that landmarks are obeyed to a fraction of a voxel.
+    ϕ is interpolated linearly. A landmark weighs as a `LabelPrompt` of one voxel does, whose mask has the standard
+    deviation 1/√N: with a weight of 1 it is obeyed to a fraction of a voxel, while a few of them stay a small part of
+    the sum of energies, which the stop rule looks at.
     """
 
     def on(self, level: Level) -> Energy:
@@ -131,7 +132,7 @@ class LandmarkPrompt(Term):
 
 def _squared_error(u: Tensor, p: Tensor, q: Tensor) -> Tensor:
     p, q = p.to(u), q.to(u)
-    return (p + sample(u, p) - q).square().sum(1).mean(1)
+    return (p + sample(u, p) - q).square().sum((1, 2)) / prod(u.shape[2:]) ** 0.5
 
 
 def _values(label: Tensor) -> set[int]:
