@@ -1,8 +1,13 @@
-"""A test pair brought to rest, and what a gradient of its loss is taken with respect to."""
+"""A test pair brought to rest, and gradients of its loss by any adjoint."""
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,18 +17,22 @@ from dio_lightning.implicit import (
     Adjoint,
     AdjointReport,
     Anderson,
+    ImplicitAdjoint,
     Never,
+    PhantomAdjoint,
     Residual,
     Solution,
     UnrolledAdjoint,
     Update,
     iterate,
+    spectral_radius,
 )
 from dio_lightning.implicit.adjoints import Solve
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import at_size
-from dio_lightning.modules import DIO, DEQReg
+from dio_lightning.modules import DIO, DEQReg, RegistrationModule
 from dio_lightning.pair import Pair
+from dio_lightning.studies.live import MIB, LiveTensors, SavedTensors
 
 TIGHT = Residual(1e-5)
 
@@ -64,6 +73,99 @@ class Equilibrium:
         loss = self.loss(found.value)
         of_leaves = torch.autograd.grad(loss, list(self.leaves), allow_unused=True, materialize_grads=True)
         return torch.cat([gradient.flatten() for gradient in self.to_weights(of_leaves)]), found
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """dL/dθ of all weights, flat, how the adjoint found it, and the seconds that it took."""
+
+    gradient: Tensor
+    report: AdjointReport
+    seconds: float
+
+    @property
+    def residual(self) -> float:
+        """GMRES's worst, NaN for other adjoints."""
+        return math.nan if self.report.residual is None else float(self.report.residual.max())
+
+
+def differentiate(problem: Equilibrium, adjoint: Adjoint | None) -> Differentiated:
+    """The gradient by an adjoint; None unrolls the solve as it is trained."""
+    problem = problem.fresh()
+    start = time.perf_counter()
+    with _quiet():
+        gradient, solution = problem.gradient(adjoint)
+    if gradient.device.type == "cuda":
+        torch.cuda.synchronize(gradient.device)
+    return Differentiated(gradient, solution.backward, time.perf_counter() - start)
+
+
+def reference_of(problem: Equilibrium, exact: ImplicitAdjoint, unrolled: int) -> tuple[Tensor, dict[str, float]]:
+    """The gradient that others are compared with, and how it and the solution were found, the worst of the batch.
+
+    "reference" is the number of unrolled steps, 0 for the exact gradient; "reference_change" how much the second half
+    of them changes it: near 1, it grows and is no reference.
+    """
+    found = differentiate(problem, exact)
+    gradient, converged, change = found.gradient, found.report.converged, math.nan
+    implicit = converged is not None and bool(converged.all())
+    if not implicit:
+        # one step at a time: hundreds of graphs would not fit
+        half, gradient = (
+            differentiate(problem, PhantomAdjoint(steps, checkpointed=True)).gradient
+            for steps in ((unrolled + 1) // 2, unrolled)
+        )
+        change = float((half - gradient).norm() / gradient.norm())
+    solution = problem.solution
+    radius = spectral_radius(problem.update, solution.value, generator=torch.Generator().manual_seed(0))
+    about = {"reference": 0 if implicit else unrolled, "reference_change": change}
+    about |= {"residual": float(solution.residual.max()), "solve_steps": int(solution.steps.max())}
+    return gradient, about | {"spectral_radius": float(radius.max())}
+
+
+def memory_of(problem: Equilibrium, adjoint: Adjoint | None) -> tuple[float, float]:
+    """MiB: most tensors saved, and most alive, at once, beyond weights, features and the solution."""
+    problem = problem.fresh()
+    held = [*problem.leaves, problem.start, problem.solution.value]
+    with SavedTensors(held) as saved, LiveTensors(held) as tensors, _quiet():
+        problem.gradient(adjoint)
+    return saved.peak / MIB, tensors.peak / MIB
+
+
+def compare(gradient: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Cosine and ratio of norms; NaN where one is zero or not finite."""
+    a, b = gradient.double(), reference.double()
+    return float((a / a.norm()) @ (b / b.norm())), float(a.norm() / b.norm())
+
+
+@runtime_checkable
+class _Rounded(Protocol):
+    """A network that may compute in bfloat16."""
+
+    precision: str
+
+
+def compute_in_float32(module: RegistrationModule) -> None:
+    """Switch bfloat16 off in every network of a method."""
+    for part in module.modules():
+        if isinstance(part, _Rounded):
+            part.precision = "float32"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Where GMRES does not converge, the table says so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ImplicitAdjoint reached")
+        yield
+
+
+def of(module: RegistrationModule, pair: Pair, max_steps: int) -> Equilibrium:
+    """A DEQReg at its fixed point, after `max_steps` at most, or a DIO solved as it is configured."""
+    if isinstance(module, DEQReg):
+        return of_deqreg(module, pair, max_steps)
+    assert isinstance(module, DIO)
+    return of_dio(module, pair)
 
 
 def of_deqreg(module: DEQReg, pair: Pair, max_steps: int) -> Equilibrium:

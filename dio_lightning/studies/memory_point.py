@@ -99,8 +99,8 @@ def prepare(point: Point) -> RegistrationModule:
 
 def cost(module: RegistrationModule, pair: Pair) -> Cost:
     """Two training steps: one counted, one measured when all that is kept between steps is there."""
-    known = [*module.parameters(), *module.buffers(), *(x for x in pair.values() if isinstance(x, torch.Tensor))]
-    with SavedTensors(known) as saved, LiveTensors(known) as tensors:
+    held = [*module.parameters(), *module.buffers(), *(x for x in pair.values() if isinstance(x, torch.Tensor))]
+    with SavedTensors(held) as saved, LiveTensors(held) as tensors:
         module.training_step(pair, 0).backward()
     before, start = _reset(module), perf_counter()
     module.training_step(pair, 0).backward()
