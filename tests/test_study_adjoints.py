@@ -12,7 +12,7 @@ from torch import nn
 
 from dio_lightning.implicit import Anderson, ImplicitAdjoint, PhantomAdjoint, UnrolledAdjoint
 from dio_lightning.studies.adjoints import Adjoints, Method
-from dio_lightning.studies.equilibrium import compare, memory_of, of_deqreg, of_dio, reference_of
+from dio_lightning.studies.equilibrium import compare, equilibrium, memory_of, reference_of
 from dio_lightning.studies.loading import load
 from dio_lightning.studies.records import Record, Records
 
@@ -70,7 +70,7 @@ def weights(tmp_path_factory):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
         module = load(str(folder / f"{name}.yaml")).module
         if name == "deqreg":
-            contract(module.update)
+            contract(module.layer.update)
         save_file(
             {key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors"
         )
@@ -98,7 +98,7 @@ def test_dio_is_differentiated_as_its_training_does_at_the_finest_level(weights)
     module.layer.clamp_quantile = 1.0
     for adjoint in (PhantomAdjoint(1), PhantomAdjoint(2, 0.3), UnrolledAdjoint()):
         module.layer.adjoint = adjoint
-        found, _ = of_dio(module, pair).gradient(None if isinstance(adjoint, UnrolledAdjoint) else adjoint)
+        found, _ = equilibrium(module, pair, 1).gradient(None if isinstance(adjoint, UnrolledAdjoint) else adjoint)
         module.zero_grad()
         solution = module(pair["fixed"], pair["moving"])[-1]
         module.objective(pair, solution.value)["loss"].backward()
@@ -111,11 +111,11 @@ def test_dio_is_differentiated_as_its_training_does_at_the_finest_level(weights)
 
 def test_deqreg_is_differentiated_as_its_training_does_with_one_state(weights) -> None:
     module, pair = first(weights["deqreg"])
-    module.solver, module.states, module.max_steps = Anderson(), 1, 9
-    problem = of_deqreg(module, pair, max_steps=9)
+    module.layer.solver, module.states, module.steps = Anderson(), 1, 9
+    problem = equilibrium(module, pair, max_steps=9)
     assert int(problem.solution.steps.max()) == 9
     for adjoint in (PhantomAdjoint(3, 0.5), ImplicitAdjoint(1e-3, 50)):
-        module.adjoint = adjoint
+        module.layer.adjoint = adjoint
         module.zero_grad()
         module.training_step(pair, 0).backward()
         expected = torch.cat([p.grad.flatten() for p in module.parameters()])
@@ -124,7 +124,7 @@ def test_deqreg_is_differentiated_as_its_training_does_with_one_state(weights) -
 
 def test_at_rest_the_implicit_gradient_is_that_of_many_unrolled_steps(weights) -> None:
     module, pair = first(weights["deqreg"])
-    problem = of_deqreg(module, pair, 200)
+    problem = equilibrium(module, pair, 200)
     assert float(problem.solution.residual.max()) <= 1e-5 and bool(problem.solution.converged.all())
     reference, about = reference_of(problem, EXACT, 20)
     assert about["reference"] == 0 and about["spectral_radius"] < 1
@@ -186,7 +186,7 @@ def test_a_gradient_that_is_not_finite_is_told_and_left_out_of_the_mean() -> Non
 
 def test_more_phantom_steps_save_more_and_the_implicit_one_saves_one(weights) -> None:
     module, pair = first(weights["deqreg"])
-    problem = of_deqreg(module, pair, 20)
+    problem = equilibrium(module, pair, 20)
     one, five, checkpointed, implicit = (
         memory_of(problem, adjoint)[0]
         for adjoint in (

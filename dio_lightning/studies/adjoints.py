@@ -84,13 +84,15 @@ class Adjoints(PairStudy):
     def measure(self, loaded: "Loaded") -> Iterator[Record]:
         """Each adjoint against the reference on every batch; memory is counted on the first one."""
         from dio_lightning.implicit import PhantomAdjoint
+        from dio_lightning.modules import DIO, DEQReg
         from dio_lightning.studies import equilibrium
 
+        assert isinstance(loaded.module, DEQReg | DIO)
         equilibrium.compute_in_float32(loaded.module)
         first = True
         for ids, pair in loaded.batches(self.limit):
             batch = ("; ".join(fixed for fixed, _ in ids), "; ".join(moving for _, moving in ids))
-            problem = equilibrium.of(loaded.module, pair, self.solve_steps)
+            problem = equilibrium.equilibrium(loaded.module, pair, self.solve_steps)
             reference, about = equilibrium.reference_of(problem, self.exact(), self.unrolled)
             jfb = equilibrium.differentiate(problem, PhantomAdjoint()).gradient
             for method, adjoint in self.plan(problem.steps).items():

@@ -69,7 +69,7 @@ class Solvers(PairStudy):
         from dio_lightning.studies.watching import evaluations
 
         assert isinstance(loaded.module, DEQReg)
-        loaded.module.solver = solver
+        loaded.module.layer.solver = solver
         for ids, pair in loaded.batches(self.limit):
             at = scored_steps(self.at, pair["fixed"].ndim - 2, self.max_steps)
             for k, sample, quantity, value in evaluations(loaded, pair, self.max_steps, at, TOLERANCES):

@@ -1,60 +1,17 @@
-"""Where studies meet methods: a solve of one batch, seen step by step."""
+"""Where studies meet methods: a solve of one batch, watched state by state."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dio_lightning.fields import resize
-from dio_lightning.implicit import Evaluation, StopRule
-from dio_lightning.modules import DEQReg, RegistrationModule
+from dio_lightning.layers import Record, Run
+from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
 from dio_lightning.studies.loading import Loaded
 from dio_lightning.studies.scoring import score
-
-
-@dataclass(frozen=True)
-class Step:
-    """The displacement (b, d, *s) on the working grid after a step, the first is 1, and what was evaluated before it.
-
-    The evaluation, of which only DEQReg tells, is that of the state before the step.
-    """
-
-    index: int
-    displacement: Tensor
-    evaluation: Evaluation | None
-
-
-def watch(module: RegistrationModule, pair: Pair, steps: int, observe: Callable[[Step], None]) -> None:
-    """Register a pair in so many steps at the finest level, where no sample stops early."""
-    trained, recorder = module.steps, _Recorder(observe)
-    if isinstance(module, DEQReg):
-        module.stop = recorder
-    module.steps, module.observe = steps, recorder.step
-    with torch.no_grad():
-        module.register(pair)
-    module.steps, module.observe = trained, None
-
-
-@dataclass
-class _Recorder(StopRule):
-    """Never stops, and joins what it is asked about to the step that follows."""
-
-    observe: Callable[[Step], None]
-    index: int = 0
-    evaluation: Evaluation | None = None
-
-    def __call__(self, seen: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
-        self.evaluation = seen
-        return torch.zeros_like(seen.residual, dtype=torch.bool), state
-
-    def step(self, u: Tensor) -> None:
-        """The state after a step."""
-        self.index += 1
-        self.observe(Step(self.index, u, self.evaluation))
 
 
 def takes_steps(module: RegistrationModule) -> bool:
@@ -81,18 +38,23 @@ def scores_by_step(
     samples have all broken off keeps its last state.
     """
     scores: dict[int, dict[str, Tensor]] = {}
-    last: list[Step] = []
+    last: list[tuple[int, Tensor]] = []
 
-    def observe(step: Step) -> None:
-        if step.index in at:
-            before = last[-1].displacement if last else None
-            scores[step.index] = {**_scores(loaded, pair, step.displacement), "residual": _change(step, before)}
-        last[:] = [Step(step.index, step.displacement.clone(), None)]
+    def observe(record: Record) -> None:
+        if record.step == 0:  # a level begins; the finest is the last
+            scores.clear()
+            last.clear()
+            return
+        u = record.displacement
+        if record.step in at:
+            scores[record.step] = {**_scores(loaded, pair, u), "residual": _change(u, last[0][1] if last else None)}
+        last[:] = [(record.step, u.clone())]
 
-    watch(loaded.module, pair, steps, observe)
-    if last and last[-1].index < max(at):
-        kept = _scores(loaded, pair, last[-1].displacement) | {"residual": _change(last[-1], None)}
-        scores |= {step: kept for step in at if step > last[-1].index}
+    with torch.no_grad():
+        loaded.module.register(pair, Run(steps=steps, observe=observe))
+    if last and last[0][0] < max(at):
+        kept = _scores(loaded, pair, last[0][1]) | {"residual": _change(last[0][1], None)}
+        scores |= {step: kept for step in at if step > last[0][0]}
     return scores
 
 
@@ -105,39 +67,31 @@ def evaluations(
     where the residual is the first that is at most one of the tolerances, and at the evaluations `at`.
     """
     taken: list[tuple[int, int, str, float]] = []
-    fixed = pair["fixed"]
-    states = [fixed.new_zeros(len(fixed), fixed.ndim - 2, *fixed.shape[2:])]
-    lowest = [torch.inf] * len(fixed)
+    lowest = [torch.inf] * len(pair["fixed"])
 
-    def observe(step: Step) -> None:
-        assert step.evaluation is not None
-        residuals = _relative(step.evaluation)
+    def observe(record: Record) -> None:
+        if record.evaluation is None:
+            return
+        k, relative = record.step + 1, record.evaluation.residual / (record.evaluation.norm + 1e-9)
+        residuals: list[float] = relative.nan_to_num(nan=torch.inf, posinf=torch.inf).tolist()
+        for sample, residual in enumerate(residuals):
+            taken.append((k, sample, "residual", residual))
         first = [any(r <= t < low for t in tolerances) for r, low in zip(residuals, lowest, strict=True)]
-        if step.index in at or any(first):
-            dice = _scores(loaded, pair, states[-1])["dice"].tolist()
-            scored = [i for i in range(len(fixed)) if step.index in at or first[i]]
-            taken.extend((step.index, i, "dice", dice[i]) for i in scored)
-        taken.extend((step.index, i, "residual", residual) for i, residual in enumerate(residuals))
+        if k in at or any(first):
+            dice = _scores(loaded, pair, record.displacement)["dice"].tolist()
+            taken.extend((k, sample, "dice", dice[sample]) for sample, new in enumerate(first) if new or k in at)
         lowest[:] = map(min, lowest, residuals)
-        states[:] = [step.displacement]
 
-    watch(loaded.module, pair, steps, observe)
-    last = taken[-1][0] if taken else 0
-    # where all samples broke off there was one evaluation more, and no step after it
-    return taken + [(last + 1, i, "residual", torch.inf) for i in range(len(fixed)) if last < steps]
-
-
-def _relative(evaluation: Evaluation) -> list[float]:
-    relative = evaluation.residual / (evaluation.norm + 1e-9)
-    return relative.nan_to_num(nan=torch.inf, posinf=torch.inf).tolist()
+    with torch.no_grad():
+        loaded.module.register(pair, Run(steps=steps, observe=observe))
+    return taken
 
 
 def _scores(loaded: Loaded, pair: Pair, u: Tensor) -> dict[str, Tensor]:
     return score(resize(u, pair["fixed"].shape[2:]), pair, loaded.scores)
 
 
-def _change(step: Step, before: Tensor | None) -> Tensor:
+def _change(u: Tensor, before: Tensor | None) -> Tensor:
     """||u - before|| / ||u|| of every sample (b,), NaN where nothing is known of the state before."""
-    u = step.displacement
     size = u.flatten(1).norm(dim=1)
     return torch.full_like(size, torch.nan) if before is None else (u - before).flatten(1).norm(dim=1) / (size + 1e-9)
