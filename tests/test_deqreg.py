@@ -114,7 +114,7 @@ def test_penalties_have_closed_forms_and_reach_the_weights() -> None:
         network.target.fill_(2.0)
     model = DEQReg(LearnedStep(network), objective(), max_steps=1, states=1, residual_weight=2.0, jacobian_weight=3.0)
     data = pair()
-    update = model.problem(data).update
+    update = model.problem(data)[0].update
     terms = model._penalties(update, torch.ones(2, 2, *SIZE))
     # g = 0.25 (2 - 1) in both components; df/du = 0.75 times the identity
     assert_close(terms["residual_squared"], torch.tensor(2 * 0.25**2))

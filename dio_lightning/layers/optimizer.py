@@ -109,27 +109,27 @@ class OptimizerLayer(nn.Module):
             finest.register_hook(lambda gradient: clamp_to_quantile(gradient, self.clamp_quantile))
         return solutions
 
-    def finest(self, levels: Sequence[Level], size: Sequence[int]) -> Problem:
-        """The problem of the last level of an image of this size, from where the levels before it have ended."""
+    def finest(self, levels: Sequence[Level], size: Sequence[int]) -> tuple[Problem, Float[Tensor, "b d ..."]]:
+        """The problem of the last level of an image of this size, and where the levels before it have ended."""
         z = self._start(levels[0], size, None)
         for _, solution in self._solutions(levels[:-1], size, Run()):
             z = self._carried(solution.value, levels[-2], levels[-1])
-        return self.problem(levels[-1], size, z)
+        return self.problem(levels[-1], size), z
 
     def _solutions(self, levels: Sequence[Level], size: Sequence[int], run: Run) -> Iterator[tuple[Problem, Solution]]:
         """The problem of every level, and its solution in parameters of the transformation."""
         z, before = torch.empty(0), None
         for level, steps in zip(levels, self.iterations, strict=False):
             z = self._start(level, size, run.start) if before is None else self._carried(z, before, level)
-            problem, stop, before = self.problem(level, size, z), self.stop, level
+            problem, stop, before = self.problem(level, size), self.stop, level
             if level is levels[-1] and run.steps is not None:
                 steps, stop = run.steps, Never()
             solution = self.solve(problem, z, steps, stop=stop, observe=_records(problem, level.index, run.observe))
             z = solution.value
             yield problem, solution
 
-    def problem(self, level: Level, size: Sequence[int] | None = None, start: Tensor | None = None) -> Problem:
-        """What is solved at one level of an image of this size, from parameters `start` (default: the identity)."""
+    def problem(self, level: Level, size: Sequence[int] | None = None) -> Problem:
+        """What is solved at one level of an image of this size (default: the level's own)."""
         model, place = self.transformation, level.place
         end = spanning(level.size if size is None else size, level.size)
 
@@ -139,7 +139,6 @@ class OptimizerLayer(nn.Module):
         return Problem(
             self.update.on(level, model),
             smoothed if self.field_sigma > 0 else model.retract,
-            model.initial(level.fixed) if start is None else start,
             lambda z: regrid(model.displacement(z, place.size), place, end),
         )
 

@@ -17,8 +17,6 @@ class Problem:
     """f, of parameters (b, d, ...)."""
     advance: Advance
     """The parameters after a step: the transformation's retraction, smoothed."""
-    start: Tensor
-    """z0 (b, d, ...)."""
     displacement: Callable[[Tensor], Tensor]
     """z to u (b, d, *s) in voxels, on as many voxels as the level has, from end to end of the image."""
 

@@ -139,8 +139,8 @@ class DEQReg(IterativeModule):
         """The displacement of one batch and its loss; logs the spectral radius if asked."""
         found = super().validation_step(pair, index)
         if self.spectral_steps:
-            problem = self.problem(pair)
-            solution = self.layer.solve(problem, problem.start, self.steps)
+            problem, start = self.problem(pair)
+            solution = self.layer.solve(problem, start, self.steps)
             generator = torch.Generator().manual_seed(0)
             radius = spectral_radius(problem.update, solution.value, self.spectral_steps, generator)
             self.log("val/spectral_radius", radius.mean(), batch_size=len(radius), sync_dist=True)

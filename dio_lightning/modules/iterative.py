@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 from dio_lightning.fields import Grid
@@ -50,8 +51,8 @@ class IterativeModule(RegistrationModule):
         """One solution a level, coarse to fine."""
         return self.layer(*self.pyramids(work, pair), work, run)
 
-    def problem(self, pair: Pair) -> Problem:
-        """The fixed-point problem of the finest level, which starts where the coarser ones have ended.
+    def problem(self, pair: Pair) -> tuple[Problem, Float[Tensor, "b d ..."]]:
+        """The fixed-point problem of the finest level, and its start: where the coarser levels have ended.
 
         Its update holds the graph of the features, where gradients are enabled.
         """

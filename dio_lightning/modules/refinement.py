@@ -1,11 +1,13 @@
 """Instance optimisation: a displacement from anywhere, improved on the images of its own pair."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dio_lightning.features import FeaturePyramid, Intensity
-from dio_lightning.fields import resize
+from dio_lightning.fields import regrid, resize, spanning
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer, Run
 from dio_lightning.pair import Pair
@@ -49,8 +51,11 @@ class Refinement(nn.Module):
         size = u.shape[2:]
         grids = self.features.grids(size)
         with torch.no_grad():
-            solutions = self.layer(
-                self.features(pair["fixed"]), self.features(pair["moving"]), grids, pair, Run(start=u.detach())
-            )
-            end = solutions[-1].value
-            return u + resize(end - resize(u, end.shape[2:]), size), solutions
+            images = self.features(pair["fixed"]), self.features(pair["moving"])
+            solutions = self.layer(*images, grids, pair, Run(start=u.detach()))
+            # u as the levels show it: what comes out of them where nothing is left to improve
+            places = [spanning(size, size), *grids, spanning(size, grids[-1].size)]
+            before = u.detach()
+            for old, new in pairwise(places):
+                before = regrid(before, old, new)
+            return u + resize(solutions[-1].value - before, size), solutions

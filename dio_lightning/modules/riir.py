@@ -79,19 +79,22 @@ class RIIR(RegistrationModule):
 
     def align(self, work: Pair, pair: Pair, run: Run = Run()) -> list[Solution]:
         """The last state, as a list of one."""
-        ((u, step),) = deque(self._states(work, run), maxlen=1)
-        return [self._solution(u, step)]
+        count = self.steps if run.steps is None else run.steps
+        if count < 1:
+            raise ValueError(f"RIIR is asked for {count} steps, expected at least 1")
+        ((u, step),) = deque(self._states(work, count, run), maxlen=1)
+        return [self._solution(u, step, count)]
 
     def training_step(self, pair: Pair, index: int) -> Tensor:
         """The weighted loss of all states of one batch."""
         assert self.objective is not None
         work = self.work(pair)
-        states = list(self._states(work))
+        states = list(self._states(work, self.steps))
         losses = [self.objective(work, u) for u, _ in states]
         weights = self.weights().to(losses[0]["loss"])
         # no matrix product: autocast would round the loss to three digits
         terms = {name: (weights * torch.stack([terms[name] for terms in losses])).sum() for name in losses[0]}
-        self._report(terms, [self._solution(*states[-1])], "train", len(work["fixed"]))
+        self._report(terms, [self._solution(*states[-1], self.steps)], "train", len(work["fixed"]))
         return terms["loss"]
 
     def weights(self) -> Float[Tensor, " t"]:
@@ -99,11 +102,11 @@ class RIIR(RegistrationModule):
         weights = self.growth ** torch.linspace(0, 1, self.steps, dtype=torch.float64)
         return weights / weights.sum()
 
-    def _states(self, work: Pair, run: Run = Run()) -> Iterator[tuple[Tensor, Tensor]]:
-        """u_1 to u_T (b, d, *s), each with the step that led to it."""
+    def _states(self, work: Pair, count: int, run: Run = Run()) -> Iterator[tuple[Tensor, Tensor]]:
+        """u_1 to u_T (b, d, *s) of T = count steps, each with the step that led to it."""
         fixed, moving = work["fixed"], work["moving"]
         u = fixed.new_zeros(len(fixed), fixed.ndim - 2, *fixed.shape[2:]) if run.start is None else run.start
-        memory, count = (None, None), self.steps if run.steps is None else run.steps
+        memory = None, None
         _record(run, 0, u)
         for taken in range(1, count + 1):
             slope = self._slope(u, fixed, moving)
@@ -117,12 +120,12 @@ class RIIR(RegistrationModule):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiate_gradient):
             return similarity_slope(self.inner, fixed, moving, u, normalise=True)
 
-    def _solution(self, u: Tensor, step: Tensor) -> Solution:
+    def _solution(self, u: Tensor, step: Tensor, count: int) -> Solution:
         """The last state; no sample stops early, and one has failed if it is not finite."""
         moved, length = (x.detach().flatten(1).norm(dim=1) for x in (step, u))
         failed = ~(moved + length).isfinite()
         residual = (moved / (length + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        steps = torch.full((len(u),), self.steps, device=u.device)
+        steps = torch.full((len(u),), count, device=u.device)
         return Solution(u, residual, steps, torch.zeros_like(failed), failed)
 
 

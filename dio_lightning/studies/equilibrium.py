@@ -41,6 +41,8 @@ class Equilibrium:
     """A solution and the problem that it solves; adjoints differ in nothing but how they join them."""
 
     problem: Problem
+    start: Tensor
+    """z0 (b, ...) of the solve as it is trained."""
     solution: Solution
     """Without a graph."""
     solve: Callable[[Tensor], Solution]
@@ -63,10 +65,10 @@ class Equilibrium:
     def gradient(self, adjoint: Adjoint | None) -> tuple[Tensor, AdjointReport]:
         """dL/dθ of all weights, flat, and how it was found; None unrolls the solve as it is trained."""
         if adjoint is None:
-            end = UnrolledAdjoint()(self.solve, self.problem.update, self.problem.start)
+            end = UnrolledAdjoint()(self.solve, self.problem.update, self.start)
         else:
             solution = replace(self.solution, backward=AdjointReport())
-            end = adjoint(lambda _: solution, self.problem.update, self.problem.start)
+            end = adjoint(lambda _: solution, self.problem.update, self.start)
         loss = self.loss(end.value)
         of_leaves = torch.autograd.grad(loss, list(self.leaves), allow_unused=True, materialize_grads=True)
         return torch.cat([gradient.flatten() for gradient in self.to_weights(of_leaves)]), end.backward
@@ -83,7 +85,7 @@ def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium
     fixed, moving, grids = module.pyramids(work, pair)
     size = work["fixed"].shape[2:]
     levels, small = pyramid(fixed, moving, grids, size, work), at_size(work, fixed[-1].shape[2:])
-    start = layer.finest(levels, size).start.detach()
+    start = layer.finest(levels, size)[1].detach()
     features = [x for x in (fixed[-1], moving[-1]) if x.requires_grad]
     weights = [p for p in module.parameters() if p.requires_grad]
     own = [p for p in layer.parameters() if p.requires_grad]
@@ -101,7 +103,7 @@ def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium
 
     def solved() -> Equilibrium:
         f, m = (x.detach().requires_grad_(x.requires_grad) for x in (fixed[-1], moving[-1]))
-        problem = layer.problem(replace(levels[-1], fixed=f, moving=m), size, start)
+        problem = layer.problem(replace(levels[-1], fixed=f, moving=m), size)
 
         def solve(
             z: Tensor, solver: Solver = layer.solver, most: int = steps, stop: StopRule | None = None
@@ -113,6 +115,7 @@ def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium
             solution = solve(start, Anderson(), max_steps, TIGHT) if deqreg else solve(start)
         return Equilibrium(
             problem,
+            start,
             solution,
             solve,
             steps,
@@ -176,7 +179,7 @@ def reference_of(problem: Equilibrium, exact: ImplicitAdjoint, unrolled: int) ->
 def memory_of(problem: Equilibrium, adjoint: Adjoint | None) -> tuple[float, float]:
     """MiB: most tensors saved, and most alive, at once, beyond weights, features and the solution."""
     problem = problem.fresh()
-    held = [*problem.leaves, problem.problem.start, problem.solution.value]
+    held = [*problem.leaves, problem.start, problem.solution.value]
     with SavedTensors(held) as saved, LiveTensors(held) as tensors, _quiet():
         problem.gradient(adjoint)
     return saved.peak / MIB, tensors.peak / MIB
