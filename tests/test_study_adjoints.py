@@ -10,7 +10,12 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from dio_lightning.implicit import Anderson, ImplicitAdjoint, PhantomAdjoint, UnrolledAdjoint
+from data_modules import SyntheticPairs
+from dio_lightning.features import Intensity
+from dio_lightning.implicit import Anderson, ImplicitAdjoint, Never, PhantomAdjoint, UnrolledAdjoint
+from dio_lightning.layers import OptimizerLayer, Run
+from dio_lightning.losses import LNCC, Objective
+from dio_lightning.modules import DIO
 from dio_lightning.studies.adjoints import Adjoints, Method
 from dio_lightning.studies.equilibrium import compare, equilibrium, memory_of, reference_of
 from dio_lightning.studies.loading import load
@@ -134,6 +139,19 @@ def test_at_rest_the_implicit_gradient_is_that_of_many_unrolled_steps(weights) -
     again, about = reference_of(problem, ImplicitAdjoint(1e-9, 1, restart=1), 60)
     assert about["reference"] == 60 and torch.equal(again, unrolled)
     assert 0 < about["reference_change"] < 0.01
+
+
+def test_the_finest_level_starts_where_all_coarser_ones_have_ended() -> None:
+    """Of three levels, so that a displacement is carried twice."""
+    module = DIO(Intensity((4, 2, 1)), OptimizerLayer([3, 4, 5], stop=Never()), Objective(LNCC(5)))
+    data = SyntheticPairs(size=(24, 20), test_pairs=1)
+    data.setup("test")
+    pair = next(iter(data.test_dataloader()))
+    records = []
+    module.register(pair, Run(observe=records.append))
+    (start,) = (record.state for record in records if (record.level, record.step) == (2, 0))
+    assert start.abs().max() > 0.1
+    assert torch.equal(module.problem(pair)[1], start)
 
 
 def test_gradients_are_compared_by_angle_and_length() -> None:
