@@ -93,12 +93,16 @@ def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium
 
     def to_weights(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         direct = dict(zip(own, gradients[len(features) :], strict=True))
-        through = [torch.zeros_like(p) for p in weights]
-        if features:
-            of_features = list(gradients[: len(features)])
-            through = torch.autograd.grad(
-                features, weights, of_features, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+        if not features:
+            return [direct[p] for p in weights]
+        through = torch.autograd.grad(
+            features,
+            weights,
+            list(gradients[: len(features)]),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
         return [g + direct[p] if p in direct else g for p, g in zip(weights, through, strict=True)]
 
     def solved() -> Equilibrium:
