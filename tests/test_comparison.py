@@ -8,8 +8,8 @@ from itertools import combinations
 import pytest
 from scipy import stats
 
+from dio_lightning.scores.statistics import holm
 from dio_lightning.studies.comparison import compare
-from dio_lightning.studies.comparison_statistics import holm
 
 PAIRS = [(a, b) for a in "ABCD" for b in "ABCD" if a != b]
 GOOD = [0.70, 0.72, 0.69, 0.75, 0.71, 0.66, 0.73, 0.74, 0.68, 0.77, 0.65, 0.76]

@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from dio_lightning.callbacks import RegistrationScores
-from dio_lightning.callbacks.pair_scores import score_pair
 from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.metrics import hausdorff_per_label
+from dio_lightning.scores.pairs import score_pair
 
 SIZE = (12, 10, 9)
 

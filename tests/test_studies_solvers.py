@@ -10,9 +10,9 @@ import yaml
 from torch import nn
 
 from data_modules import SyntheticPairs
-from dio_lightning.callbacks.pair_scores import ScoreOptions
 from dio_lightning.implicit import Anderson, Broyden, Picard
 from dio_lightning.modules import DEQReg
+from dio_lightning.scores.registered import ScoreOptions
 from dio_lightning.studies.loading import Loaded
 from dio_lightning.studies.scoring import score
 from dio_lightning.studies.solvers import measure, variants

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from dio_lightning.callbacks.files import remove_leftovers
 from dio_lightning.checkpoint_files import damage, read_checkpoint
+from dio_lightning.files import remove_leftovers
 
 LAST, PREVIOUS = Path("last.ckpt"), Path("previous.ckpt")
 """The newest checkpoint of a run, and the one before it."""

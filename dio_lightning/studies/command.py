@@ -128,8 +128,6 @@ def _shift(argv: Sequence[str], options: Sequence[str]) -> str:
     parser.add_argument("--refine-steps", type=int, default=50, metavar="N", help=steps)
     coarser = "factor by which its grid is coarser than the pair's (default: %(default)s)"
     parser.add_argument("--refine-resolution", type=float, default=1.0, metavar="R", help=coarser)
-    rivals = "of which the first is asked whether it loses less Dice than the second (default: %(default)s)"
-    parser.add_argument("--rivals", nargs=2, default=["DIO", "VoxelMorph"], metavar="NAME", help=rivals)
     parser.add_argument("--surface", action="store_true", help="Hausdorff distances too, which take seconds a pair")
     parser.add_argument("--resume", action="store_true", help="keep rows of unchanged weights that are in FOLDER")
     given = parser.parse_args(argv)
@@ -144,7 +142,6 @@ def _shift(argv: Sequence[str], options: Sequence[str]) -> str:
         options,
         Refinement(given.refine_steps, resolution=given.refine_resolution),
         given.limit,
-        (given.rivals[0], given.rivals[1]),
         given.surface,
         given.resume,
         given.overwrite,

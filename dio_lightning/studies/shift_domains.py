@@ -10,9 +10,9 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule
 
-from dio_lightning.callbacks.pair_scores import ScoreOptions
 from dio_lightning.experiment import prepare
-from dio_lightning.studies.comparison_statistics import unit
+from dio_lightning.scores.registered import ScoreOptions
+from dio_lightning.scores.summary import unit
 from dio_lightning.studies.loading import PairId
 from dio_lightning.usage import explained
 

@@ -3,22 +3,16 @@
 import csv
 import json
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from dio_lightning.callbacks.report import IDENTITY, IDS, SUFFIX, scores_of
-
-PairId = tuple[str, str]
-"""fixed_id, moving_id."""
-Values = dict[PairId, float]
-"""One score of every pair; NaN where there is no number."""
-
-DEFORMING = ("folds", "sdlogj", "std_logj", "seconds", "peak_mb", "steps", "converged", "residual")
-"""What means nothing where nothing was deformed."""
+from dio_lightning.scores.rows import IDS, PairId, Values, scores_of
+from dio_lightning.scores.score import SUFFIX
+from dio_lightning.scores.summary import over_seeds
+from dio_lightning.scores.vocabulary import look_up
 
 
 @dataclass(frozen=True)
@@ -48,10 +42,9 @@ class Method:
 
     def values(self, score: str) -> Values:
         """One score of every pair, the mean over seeds; NaN where a seed has none, and where nothing was deformed."""
-        if score in DEFORMING and self.still:
+        if not look_up(score).needs and self.still:
             return dict.fromkeys(self.pairs, math.nan)
-        seeds = [run.values(score) for run in self.runs]
-        return {pair: statistics.fmean(seed[pair] for seed in seeds) for pair in self.pairs}
+        return over_seeds([run.values(score) for run in self.runs])
 
     @property
     def pairs(self) -> list[PairId]:
@@ -62,11 +55,11 @@ class Method:
     def still(self) -> bool:
         """Whether this is the row without registration: every score equals that of u = 0."""
         both = [
-            (row[name.removesuffix("_identity")], row[name])
+            (row[name.removesuffix(SUFFIX)], row[name])
             for run in self.runs
             for row in run.scores.values()
-            for name in IDENTITY
-            if name in row and name.removesuffix("_identity") in row
+            for name in _of_identity(row)
+            if name.removesuffix(SUFFIX) in row
         ]
         return bool(both) and all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in both)
 
@@ -131,6 +124,11 @@ def present(methods: Sequence[Method]) -> list[str]:
     return [name for name in scores_of(rows) if not name.endswith(SUFFIX)]
 
 
+def _of_identity(row: Iterable[str]) -> list[str]:
+    """Names of the scores of u = 0."""
+    return [name for name in row if name.endswith(SUFFIX)]
+
+
 def _split(text: str) -> tuple[str, Path, bool]:
     """Name, folder, and whether the name was given; a folder may have an equals sign in its own name."""
     name, sign, folder = text.partition("=")
@@ -190,7 +188,7 @@ def _check_pairs(run: Run, first: Run) -> None:
 def _check_identity(run: Run, first: Run) -> None:
     """The scores of u = 0 depend on the data and on how they are scored, never on the method."""
     for pair, row in run.scores.items():
-        for name in (name for name in IDENTITY if name in row and name in first.scores[pair]):
+        for name in (name for name in _of_identity(row) if name in first.scores[pair]):
             here, there = row[name], first.scores[pair][name]
             same = math.isclose(here, there, rel_tol=1e-3, abs_tol=1e-6)
             if not same and not (math.isnan(here) and math.isnan(there)):
