@@ -358,7 +358,7 @@ def test_the_domains_of_the_repository_can_be_read(name) -> None:
 def test_all_domains_of_the_repository_are_of_the_same_two_people(data_root, name) -> None:
     plan = read_plan(ROOT / f"experiments/shift/{name}.yaml", data_root)
     found = {}
-    for one in (one for one in plan.domains if one.there()):
+    for one in (one for one in plan.domains if one.exists()):
         data = one.build()
         data.setup("test")
         batches = [*data.test_dataloader()]

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 
 from dio_lightning.callbacks.gathering import Scored, gather, next_key
+from dio_lightning.callbacks.monitors import check_modes, check_names
 from dio_lightning.callbacks.report import terminal_table, write_run
 from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.metrics.landmarks import Order
@@ -84,6 +85,10 @@ class RegistrationScores(Callback):
         self._scored: list[Scored] = []
         self._start, self._warm = 0.0, False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a training whose checkpoints or early stop would look for the worst score."""
+        check_modes(trainer)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the pairs of the epoch before."""
         self._scored = []
@@ -132,6 +137,11 @@ class RegistrationScores(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means over the pairs of all processes."""
         _log(pl_module, "val", [pair.row for pair in gather(self._scored)])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a training, after its sanity check at the latest, that watches what is no score."""
+        if trainer.state.fn == "fit":
+            check_names(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means, write the files and print the table."""
@@ -201,5 +211,5 @@ def _log(pl_module: LightningModule, stage: str, rows: list[Row]) -> None:
     """Log the mean of every score; equal on all processes, because the rows were gathered."""
     names = [name for name in scores_of(rows) if name not in of_kind("solver")]
     means = {name: summarise(row.get(name) for row in rows)["mean"] for name in names}
-    found = {f"{stage}/{name}": mean for name, mean in means.items() if mean is not None}
-    pl_module.log_dict(found, sync_dist=True, batch_size=max(len(rows), 1), prog_bar=False)
+    logged = {f"{stage}/{name}": mean for name, mean in means.items() if mean is not None}
+    pl_module.log_dict(logged, sync_dist=True, batch_size=max(len(rows), 1), prog_bar=False)

@@ -84,8 +84,8 @@ def beside(rows: Sequence[Row], metrics: Path) -> list[Row]:
     if metrics.is_file():
         with open(metrics, encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
-                known: Row = {name: float(line[name]) for name in CORRECTED.values() if line.get(name)}
-                ours[line["fixed_id"], line["moving_id"]] = known
+                own: Row = {name: float(line[name]) for name in CORRECTED.values() if line.get(name)}
+                ours[line["fixed_id"], line["moving_id"]] = own
     return [row | ours.get((str(row["fixed_id"]), str(row["moving_id"])), {}) for row in rows]
 
 
@@ -101,10 +101,10 @@ def table(rows: Sequence[Row]) -> Table:
     for name, theirs in aggregates(rows).items():
         mine = CORRECTED[name]
         values = [float(row[mine]) for row in rows if mine in row]
-        found = summarise(values)
+        summary = summarise(values)
         ours = ["", ""]
-        if found["mean"] is not None:
-            ours = [spread(found), f"{robust(values, look_up(mine).better == 'larger'):.4g}"]
+        if summary["mean"] is not None:
+            ours = [spread(summary), f"{robust(values, look_up(mine).better == 'larger'):.4g}"]
         official = [f"{theirs['mean']:.4g} ± {theirs['std']:.2g}", f"{theirs['30']:.4g}"]
         lines.append([titled(mine), *map(Cell, ours), titled(name, UNITS.get(name)), *map(Cell, official)])
     title = f"Corrected scores and Learn2Reg's own, mean ± std over {len(rows)} pairs, and at 30 % of them"

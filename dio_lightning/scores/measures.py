@@ -8,55 +8,55 @@ if TYPE_CHECKING:
     from dio_lightning.scores.registered import Registered
 
 
-def dice(found: "Registered") -> "Tensor":
+def dice(registered: "Registered") -> "Tensor":
     """Dice of every label that counts (n,)."""
-    return found.dice
+    return registered.dice
 
 
-def hd95(found: "Registered") -> "Tensor":
+def hd95(registered: "Registered") -> "Tensor":
     """95 % Hausdorff distance of every label that counts (n,), in mm; NaN where the warp lost it."""
-    return found.surfaces[0]
+    return registered.surfaces[0]
 
 
-def hd(found: "Registered") -> "Tensor":
+def hd(registered: "Registered") -> "Tensor":
     """Hausdorff distance of every label that counts (n,), in mm; NaN where the warp lost it."""
-    return found.surfaces[1]
+    return registered.surfaces[1]
 
 
-def hd_missed(found: "Registered") -> int:
+def hd_missed(registered: "Registered") -> int:
     """Number of labels that the warp lost, which `hd95` and `hd` leave out."""
-    return int(found.surfaces[0].isnan().sum())
+    return int(registered.surfaces[0].isnan().sum())
 
 
-def mask_dice(found: "Registered") -> float:
+def mask_dice(registered: "Registered") -> float:
     """Dice of the two masks."""
     import torch
 
     from dio_lightning.metrics import dice_per_label
 
-    fixed, moving = ((found.side(f"{side}_mask") > 0).to(torch.int16) for side in ("fixed", "moving"))
-    return dice_per_label(fixed, found.warp(moving), moving, 1).item()
+    fixed, moving = ((registered.side(f"{side}_mask") > 0).to(torch.int16) for side in ("fixed", "moving"))
+    return dice_per_label(fixed, registered.warp(moving), moving, 1).item()
 
 
-def tre(found: "Registered") -> float:
+def tre(registered: "Registered") -> float:
     """Mean distance of the landmarks in mm."""
     from dio_lightning.fields import moving_points
     from dio_lightning.metrics import tre
 
-    there, order = moving_points(found.pair), found.options.landmarks_order
-    return tre(found.u, found.side("fixed_points"), there, found.in_mm, order).mean().item()
+    points, order = moving_points(registered.pair), registered.options.landmarks_order
+    return tre(registered.u, registered.side("fixed_points"), points, registered.in_mm, order).mean().item()
 
 
-def folds(found: "Registered") -> float | None:
+def folds(registered: "Registered") -> float | None:
     """Percentage of voxels that are folded."""
-    return None if found.regularity is None else found.regularity.folds.item()
+    return None if registered.regularity is None else registered.regularity.folds.item()
 
 
-def sdlogj(found: "Registered") -> float | None:
+def sdlogj(registered: "Registered") -> float | None:
     """Learn2Reg's standard deviation of the logarithm of det ∇ϕ + 3."""
-    return None if found.regularity is None else found.regularity.sdlogj.item()
+    return None if registered.regularity is None else registered.regularity.sdlogj.item()
 
 
-def std_logj(found: "Registered") -> float | None:
+def std_logj(registered: "Registered") -> float | None:
     """Standard deviation of the logarithm of det ∇ϕ."""
-    return None if found.regularity is None else found.regularity.std_logj.item()
+    return None if registered.regularity is None else registered.regularity.std_logj.item()

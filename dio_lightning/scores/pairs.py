@@ -56,24 +56,24 @@ def score_batch(
 
 def solver_report(outputs: Mapping[str, object], index: int) -> Row:
     """Steps, convergence (0 or 1) and residual of one sample, as far as the step reported them."""
-    found = {name: torch.as_tensor(outputs[name]).flatten() for name in of_kind("solver") if name in outputs}
-    return {name: float(value[index if len(value) > 1 else 0]) for name, value in found.items()}
+    reported = {name: torch.as_tensor(outputs[name]).flatten() for name in of_kind("solver") if name in outputs}
+    return {name: float(values[index if len(values) > 1 else 0]) for name, values in reported.items()}
 
 
-def _scores(found: Registered, scores: Collection[Score]) -> Scores:
+def _scores(registered: Registered, scores: Collection[Score]) -> Scores:
     """The row of a pair, and the rows of its labels."""
     row: Row = {}
     labels: list[Row] = []
     for score in scores:
-        asked = not score.option or getattr(found.options, score.option)
-        if score.compute is None or not asked or not all(key in found.pair for key in score.needs):
+        asked = not score.option or getattr(registered.options, score.option)
+        if score.compute is None or not asked or not all(key in registered.pair for key in score.needs):
             continue
-        value = score.compute(found)
+        value = score.compute(registered)
         if value is None:
             continue
         if score.labelled:
             values = torch.as_tensor(value)
-            labels = labels or [{"label": label} for label in found.labels]
+            labels = labels or [{"label": label} for label in registered.labels]
             for label, one in zip(labels, values.tolist(), strict=True):
                 label[score.name] = one
             value = values.nanmean()

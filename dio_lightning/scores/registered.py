@@ -71,8 +71,8 @@ class Registered:
     def dice(self) -> Float[Tensor, " n"]:
         """Dice of the labels that count."""
         largest = max(self.labels, default=0)
-        found = dice_per_label(self.side("fixed_label"), self.warped, self.side("moving_label"), largest)[0]
-        return found[[label - 1 for label in self.labels]]
+        dice = dice_per_label(self.side("fixed_label"), self.warped, self.side("moving_label"), largest)[0]
+        return dice[[label - 1 for label in self.labels]]
 
     @cached_property
     def surfaces(self) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:

@@ -20,8 +20,8 @@ _LISTED = tuple(score.name for score in SCORES) + tuple(f"{score.name}{SUFFIX}" 
 
 def scores_of(rows: Iterable[Mapping[str, object]]) -> list[str]:
     """Names of the scores that some row has, of u = 0 too: the vocabulary's first, then others as they come."""
-    found = dict.fromkeys(name for row in rows for name in row if name not in IDS)
-    return [name for name in _LISTED if name in found] + [name for name in found if name not in _LISTED]
+    names = dict.fromkeys(name for row in rows for name in row if name not in IDS)
+    return [name for name in _LISTED if name in names] + [name for name in names if name not in _LISTED]
 
 
 def label_columns() -> tuple[str, ...]:

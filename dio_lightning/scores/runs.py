@@ -19,7 +19,7 @@ from dio_lightning.scores.vocabulary import look_up
 class Run:
     """A folder that `dio-lightning test` wrote: its scores by pair and by name, its data's name, and what was run.
 
-    The last two are empty where they are not known.
+    The last two are empty where no file says them.
     """
 
     name: str
@@ -189,12 +189,12 @@ def _check_identity(run: Run, first: Run) -> None:
     """The scores of u = 0 depend on the data and on how they are scored, never on the method."""
     for pair, row in run.scores.items():
         for name in (name for name in _of_identity(row) if name in first.scores[pair]):
-            here, there = row[name], first.scores[pair][name]
-            same = math.isclose(here, there, rel_tol=1e-3, abs_tol=1e-6)
-            if not same and not (math.isnan(here) and math.isnan(there)):
+            own, other = row[name], first.scores[pair][name]
+            same = math.isclose(own, other, rel_tol=1e-3, abs_tol=1e-6)
+            if not same and not (math.isnan(own) and math.isnan(other)):
                 raise ValueError(
-                    f"run {run.name!r} ({run.folder}) has {name} {here:.4g} for {_pair(pair)} and run {first.name!r} "
-                    f"({first.folder}) {there:.4g}: not the same data, or not scored alike"
+                    f"run {run.name!r} ({run.folder}) has {name} {own:.4g} for {_pair(pair)} and run {first.name!r} "
+                    f"({first.folder}) {other:.4g}: not the same data, or not scored alike"
                 )
 
 

@@ -28,9 +28,9 @@ def summarise(values: Iterable[object]) -> Summary:
 
 def summary(rows: Sequence[Row]) -> tuple[dict[str, Summary], dict[str, Summary]]:
     """Summaries by score name, of the method and of the identity (u = 0)."""
-    found = {name: summarise(row.get(name) for row in rows) for name in scores_of(rows)}
-    identity = {name.removesuffix(SUFFIX): values for name, values in found.items() if name.endswith(SUFFIX)}
-    return {name: values for name, values in found.items() if not name.endswith(SUFFIX)}, identity
+    summaries = {name: summarise(row.get(name) for row in rows) for name in scores_of(rows)}
+    identity = {name.removesuffix(SUFFIX): values for name, values in summaries.items() if name.endswith(SUFFIX)}
+    return {name: values for name, values in summaries.items() if not name.endswith(SUFFIX)}, identity
 
 
 def unit(pair: PairId) -> PairId:
@@ -38,9 +38,9 @@ def unit(pair: PairId) -> PairId:
 
     The ids of slices end in the index, the same one in both (`_s040`).
     """
-    found = [re.fullmatch(r"(.+)_s(\d{3,})", name) for name in pair]
-    if found[0] and found[1] and found[0][2] == found[1][2]:
-        return found[0][1], found[1][1]
+    fixed, moving = (re.fullmatch(r"(.+)_s(\d{3,})", name) for name in pair)
+    if fixed and moving and fixed[2] == moving[2]:
+        return fixed[1], moving[1]
     return pair
 
 
@@ -59,9 +59,9 @@ def over_seeds(seeds: Sequence[Mapping[PairId, float]]) -> Values:
 
 def moments(values: Mapping[PairId, float]) -> tuple[float, float, int]:
     """Mean, standard deviation and number over pairs; slices of one pair of subjects are averaged first."""
-    found = summarise(per_unit(values).values())
-    mean, std, n = (math.nan if found[name] is None else float(found[name] or 0) for name in ("mean", "std", "n"))
-    return mean, std, int(n)
+    over = summarise(per_unit(values).values())
+    mean, std = (math.nan if value is None else float(value) for value in (over["mean"], over["std"]))
+    return mean, std, int(over["n"] or 0)
 
 
 def finite_mean(values: Iterable[float]) -> float:

@@ -36,7 +36,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns by their heading, rows of as many cells, and what a reader must be told of them.
+    """Columns by their heading, rows of as many cells, and what a reader must know of them.
 
     The first column is one of names and stands on the left; with `right` the others stand on the right, else where the
     format puts them.

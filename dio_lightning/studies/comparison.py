@@ -104,12 +104,12 @@ def p_values_csv(study: Study) -> str:
     names = [method.name for method in study.methods]
     shown = ("dice", *(score.name for score in study.scores))
     score = next((name for name in shown if look_up(name).tested and name in study.available), "dice")
-    found = matrix(study.methods, score)
+    tests = matrix(study.methods, score)
     rows: list[Sequence[object]] = [("score", "quantity", "method", *names)]
     blocks = {
-        "p": {key: comparison.p for key, (comparison, _) in found.items()},
-        "p_holm": {key: p for key, (_, p) in found.items()},
-        "n": {key: comparison.units for key, (comparison, _) in found.items()},
+        "p": {key: comparison.p for key, (comparison, _) in tests.items()},
+        "p_holm": {key: p for key, (_, p) in tests.items()},
+        "n": {key: comparison.units for key, (comparison, _) in tests.items()},
     }
     for quantity, block in blocks.items():
         rows += [(score, quantity, name, *(block.get((name, other), "") for other in names)) for name in names]
@@ -168,8 +168,8 @@ def _tests(study: Study) -> list[str]:
 
 
 def _compared(study: Study, score: str) -> list[bool]:
-    found = (study.entries[method.name, score].comparison for method in study.methods)
-    return [comparison is not None and comparison.units > 0 for comparison in found]
+    comparisons = (study.entries[method.name, score].comparison for method in study.methods)
+    return [comparison is not None and comparison.units > 0 for comparison in comparisons]
 
 
 def _left_out(study: Study) -> list[str]:

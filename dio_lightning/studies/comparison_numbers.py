@@ -95,9 +95,9 @@ def study(methods: Sequence[Method], scores: Sequence[str] | None, reference: st
 def matrix(methods: Sequence[Method], score: str) -> dict[tuple[str, str], tuple[Comparison, float]]:
     """Comparisons of all methods with each other, with p-values by Holm over all of these, in both orders."""
     pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
-    found = [paired(a.values(score), b.values(score)) for a, b in pairs]
+    tests = [paired(a.values(score), b.values(score)) for a, b in pairs]
     result: dict[tuple[str, str], tuple[Comparison, float]] = {}
-    for (a, b), comparison, p in zip(pairs, found, holm([c.p for c in found]), strict=True):
+    for (a, b), comparison, p in zip(pairs, tests, holm([c.p for c in tests]), strict=True):
         result[a.name, b.name] = result[b.name, a.name] = (comparison, p)
     return result
 
@@ -132,10 +132,10 @@ def _test(
 ) -> list[Entry]:
     """The entries with their comparison; Holm's correction counts the methods that have the score."""
     other = next(method for method in methods if method.name == reference).values(score.name)
-    found = [None if method.name == reference else paired(method.values(score.name), other) for method in methods]
-    adjusted = holm([math.nan if comparison is None else comparison.p for comparison in found])
+    comparisons = [None if method.name == reference else paired(method.values(score.name), other) for method in methods]
+    adjusted = holm([math.nan if comparison is None else comparison.p for comparison in comparisons])
     result: list[Entry] = []
-    for entry, comparison, p in zip(entries, found, adjusted, strict=True):
+    for entry, comparison, p in zip(entries, comparisons, adjusted, strict=True):
         verdict: Verdict = ""
         if comparison is not None and p < alpha and comparison.direction:
             verdict = "better" if (comparison.direction < 0) == (score.better == "smaller") else "worse"

@@ -52,18 +52,18 @@ class Candidate:
 
 def candidates(loaded: Sequence[Loaded], options: Sequence[str], refinement: Refinement) -> list[Candidate]:
     """The rows in order: no registration, then each method as it is and, if it was trained, refined."""
-    found = [Candidate(NOTHING, "", "", _nothing, lambda pair: True)]
+    rows = [Candidate(NOTHING, "", "", _nothing, lambda pair: True)]
     for one in loaded:
         path = str(one.weights) if not one.weights.is_absolute() else one.weights.name
         module = one.module
         plain = Candidate(
             one.name, path, _digest(one.weights, options), module.register, module.keeps_grid, None, module
         )
-        found.append(plain)
+        rows.append(plain)
         trained = any(True for _ in module.parameters())
         if refinement.steps and trained:
-            found.append(replace(plain, name=one.name + REFINED, refine=refinement, keeps_grid=_one_grid))
-    return found
+            rows.append(replace(plain, name=one.name + REFINED, refine=refinement, keeps_grid=_one_grid))
+    return rows
 
 
 def check(loaded: Sequence[Loaded]) -> None:
@@ -97,10 +97,10 @@ def _nothing(pair: Pair) -> Tensor:
 def _digest(weights: Path, options: Sequence[str]) -> str:
     """Of the weights, the config beside them and the overrides."""
     beside = weights.with_suffix(".yaml")
-    found = hashlib.sha256("\n".join(options).encode())
+    digest = hashlib.sha256("\n".join(options).encode())
     for file in (weights, beside) if beside.is_file() else (weights,):
-        found.update(file.read_bytes())
-    return found.hexdigest()
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def shift(
@@ -142,12 +142,12 @@ def shift(
     pictures = f"{NAME}.md", f"{NAME}.png", f"{NAME}.svg"
     free(out, [*store.files, *pictures], overwrite or resume)
     plan = read_plan(domains, root, surface)
-    there = [domain for domain in plan.domains if domain.there()]
-    missing = [domain for domain in plan.domains if domain not in there]
-    if plan.reference not in [domain.name for domain in there]:
+    present = [domain for domain in plan.domains if domain.exists()]
+    missing = [domain for domain in plan.domains if domain not in present]
+    if plan.reference not in [domain.name for domain in present]:
         place = next(domain.place for domain in plan.domains if domain.name == plan.reference)
         raise FileNotFoundError(f"{root / place} does not exist: expected the reference domain {plan.reference!r}")
-    built = [domain.build() for domain in there]
+    built = [domain.build() for domain in present]
     loaded = load_all(weights, options, ready=False)
     check(loaded)
     for one in loaded:
@@ -155,7 +155,7 @@ def shift(
     rows = candidates(loaded, options, refinement)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("pairs", total=None)
-        for domain in there:
+        for domain in present:
             # popped, so that its images are freed before the next ones are read
             measure(domain, built.pop(0), plan, loaded[0], rows, store, limit, (progress, task))
     study = Study(store.rows, plan, missing, refinement)
@@ -197,9 +197,9 @@ def solve(
     last: tuple[str, Tensor, float] | None = None
     for row in rows:
         key = row.key(domain, plan)
-        known = [store.get(row.name, row.weights, domain.name, one, key) for one in ids]
-        if all(known):
-            yield from (one for one in known if one is not None)
+        earlier = [store.get(row.name, row.weights, domain.name, one, key) for one in ids]
+        if all(earlier):
+            yield from (one for one in earlier if one is not None)
             continue
         source = row.name.removesuffix(REFINED) + row.weights
         if last is None or last[0] != source:

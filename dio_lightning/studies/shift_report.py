@@ -87,11 +87,11 @@ class Study:
 
     def drop(self, method: str, domain: str) -> Drop:
         """What the domain costs a method, on the people that the reference has too."""
-        here, there = (self._by_people(method, name) for name in (domain, self.plan.reference))
-        common = [people for people in here if people in there]
+        here, reference = (self._by_people(method, name) for name in (domain, self.plan.reference))
+        common = [people for people in here if people in reference]
         if common:
-            return Drop(statistics.fmean(here[people] - there[people] for people in common), len(common))
-        return Drop(finite_mean(here.values()) - finite_mean(there.values()), 0)
+            return Drop(statistics.fmean(here[people] - reference[people] for people in common), len(common))
+        return Drop(finite_mean(here.values()) - finite_mean(reference.values()), 0)
 
     def _by_people(self, method: str, domain: str) -> dict[PairId, float]:
         groups: dict[PairId, list[float]] = {}
