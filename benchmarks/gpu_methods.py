@@ -109,7 +109,7 @@ def fewer(module: RegistrationModule) -> RegistrationModule:
     if isinstance(module, DIO):
         module.layer.iterations = (2,) * len(module.layer.iterations)
     if isinstance(module, DEQReg):
-        module.max_steps = 6
+        module.steps = 6
     return module
 
 

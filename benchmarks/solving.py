@@ -8,6 +8,7 @@ from timing import Row, Size, Stopwatch, shifted_features
 from dio_lightning.features.base import average_pool
 from dio_lightning.implicit import Adam, Never, Picard
 from dio_lightning.layers import OptimizerLayer
+from dio_lightning.level import Level
 from dio_lightning.networks.blocks import channels_last
 from dio_lightning.transformations import Diffeomorphism, FreeForm, Transformation
 from dio_lightning.updates import Descent, GaussNewton
@@ -19,12 +20,12 @@ LEVELS = (4, 2, 1)
 def iteration_rows(size: Size, channels: int, watch: Stopwatch, steps: int) -> list[Row]:
     """Seconds of one of `steps` iterations, what is done once a solve included."""
     fixed, moving, u = shifted_features(size, channels)
-    zero = torch.zeros_like(u)
+    zero, level = torch.zeros_like(u), Level(fixed, moving)
     calls: dict[str, Callable[[], object]] = {}
     for name, model in MODELS.items():
         for method in ("Adam", "Gauss-Newton"):
             layer = _layer(method, model, (steps,))
-            calls[f"iteration: {name} {method}"] = lambda layer=layer: layer.solve(fixed, moving, zero, steps)
+            calls[f"iteration: {name} {method}"] = lambda layer=layer: layer.solve(layer.problem(level), zero, steps)
     with torch.no_grad():
         seconds = watch.best(calls)
     return [Row(name, value / steps) for name, value in seconds.items()]

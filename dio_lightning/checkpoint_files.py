@@ -1,8 +1,10 @@
 """Checkpoints as files: whether one is whole, what it holds, and the config that belongs to it."""
 
 import errno
+import re
 import struct
 import zipfile
+from collections.abc import Container, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,16 @@ def config_text(path: Path, checkpoint: dict[str, Any] | None = None) -> str:
         if place.is_file():
             return place.read_text(encoding="utf-8")
     raise FileNotFoundError(f"{path} has no config: expected {' or '.join(map(str, places))}")
+
+
+def migrated(keys: Iterable[str], own: Container[str]) -> dict[str, str]:
+    """Old keys of weights to today's, for those that a model with keys `own` has under another name.
+
+    Up to version 0.1 DEQReg and the unrolled methods held their update themselves; now their layer does.
+    """
+    renamed = {}
+    for key in keys:
+        name = re.sub(r"^updates\.(?=\d)", "layer.update.rules.", re.sub(r"^update\.", "layer.update.", key))
+        if name != key and key not in own and name in own:
+            renamed[key] = name
+    return renamed

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dio_lightning.callbacks.checkpoints import Best, Last, newest
-from dio_lightning.checkpoint_files import CONFIG, config_text, read_checkpoint
+from dio_lightning.checkpoint_files import CONFIG, config_text, migrated, read_checkpoint
 from dio_lightning.files import replacing, write_atomic
 
 __all__ = [
@@ -75,8 +75,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, or weights are missing, unknown or of another shape.
     """
-    weights = _read_weights(path)
-    own = model.state_dict()
+    weights, own = _read_weights(path), model.state_dict()
+    for old, new in migrated(weights, own).items():
+        weights[new] = weights.pop(old)
     wrong = {
         "missing in the file": sorted(own.keys() - weights.keys()),
         "unknown to the model": sorted(weights.keys() - own.keys()),

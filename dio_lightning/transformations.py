@@ -31,6 +31,16 @@ class Transformation(ABC):
         """The displacement u of ϕ = id + u on a grid of this size; z itself unless the model says otherwise."""
         return z
 
+    def parameters(self, u: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d ..."]:
+        """Parameters of a displacement: u itself where they are the displacement.
+
+        Raises:
+            ValueError: if the model has no parameters for every displacement.
+        """
+        if not self.direct:
+            raise ValueError(f"{type(self).__name__} cannot start from a displacement, FreeForm and Diffeomorphism can")
+        return u
+
     def gradient(
         self, z: Float[Tensor, "b d ..."], size: Sequence[int], slope: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "b d ..."]:

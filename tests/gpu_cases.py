@@ -20,6 +20,7 @@ from dio_lightning.fields.worlds import transport
 from dio_lightning.implicit import fixed_point
 from dio_lightning.implicit.batch import dot
 from dio_lightning.layers import OptimizerLayer
+from dio_lightning.level import Level
 from dio_lightning.losses.landmarks import Unit
 from dio_lightning.metrics.learn2reg import learn2reg
 from dio_lightning.pair import Pair
@@ -333,12 +334,12 @@ def _transformations() -> Iterator[Case]:
 def _updates() -> Iterator[Case]:
     def on(g: Given, rule: updates.UpdateRule, model: transformations.Transformation, channels: int = 3) -> Tensor:
         fixed, moving = g.image(channels), g.image(channels)
-        return rule.on(fixed, moving, model)(_parameters(g, model))
+        return rule.on(Level(fixed, moving), model)(_parameters(g, model))
 
     def learned(g: Given, similarity: nn.Module | None) -> Tensor:
         network = networks.CNN(g.d + 2, g.d, width=8)
         step = updates.SimilarityStep(network, similarity) if similarity else updates.LearnedStep(network, leak=0.1)
-        return g.module(step).on(g.image(), g.image(), MODELS["FreeForm"])(g.smooth_field())
+        return g.module(step).on(Level(g.image(), g.image()), MODELS["FreeForm"])(g.smooth_field())
 
     def slope(g: Given) -> Tensor:
         return updates.similarity_slope(losses.LNCC(5), g.image(), g.image(), g.field(), normalise=True)
@@ -361,7 +362,7 @@ def _updates() -> Iterator[Case]:
         layer = OptimizerLayer((4,), update, transformation=model, stop=implicit.Never())
         if isinstance(update, updates.GaussNewton):
             layer.solver = implicit.Picard()
-        return layer.solve(g.image(3), g.image(3), _parameters(g, model), 4).value
+        return layer.solve(layer.problem(Level(g.image(3), g.image(3))), _parameters(g, model), 4).value
 
     for name, model in MODELS.items():
         yield Case(f"layers.OptimizerLayer ({name})", partial(solve, model=model, update=updates.Descent()), True, 1e-2)

@@ -21,6 +21,7 @@ from dio_lightning.implicit import (
     fixed_point,
 )
 from dio_lightning.layers import OptimizerLayer
+from dio_lightning.level import Level
 from dio_lightning.losses import Dice, Objective
 from dio_lightning.modules import DIO
 from dio_lightning.ops import match
@@ -129,7 +130,7 @@ def test_the_gradient_is_that_of_the_energy_times_one_positive_constant_per_para
     energy = (warp(moving, u) - fixed).square().mean(1).sum() / variance + 0.2 * rough
     (plain,) = torch.autograd.grad(energy, z)
     metric = torch.tensor([*[3 * (n - 1) / (n + 1) for n in size], 1.0], dtype=z.dtype) / u[0, 0].numel()
-    update = settings.on(fixed, moving, Affine())
+    update = settings.on(Level(fixed, moving), Affine())
     assert_close(-update.direction(z.detach()), plain * metric)
     assert update.energy is not None
     assert_close(update.energy, energy.detach()[None])
@@ -172,7 +173,7 @@ def test_the_implicit_gradient_agrees_with_finite_differences(which: str) -> Non
     start = torch.tensor([0.0, 0.0, 0.5], dtype=torch.float64).expand(1, 2, 3).contiguous()
 
     def solve(f: torch.Tensor, m: torch.Tensor, adjoint: ImplicitAdjoint | PhantomAdjoint) -> torch.Tensor:
-        update = Descent().on(f, m, Affine())
+        update = Descent().on(Level(f, m), Affine())
         solution = fixed_point(
             update, start, GradientDescent(0.5), adjoint, max_steps=3000, stop=Residual(0.0, atol=1e-13)
         )
@@ -242,7 +243,7 @@ def test_dense_models_are_what_they_were(size, model) -> None:
     if isinstance(model, StationaryVelocity):
         (slope,) = torch.autograd.grad(u, leaf, slope)
     with torch.no_grad():
-        assert torch.equal(Descent(1.0).on(fixed, moving, model)(z), z + gaussian_smooth(-slope, 1.0))
+        assert torch.equal(Descent(1.0).on(Level(fixed, moving), model)(z), z + gaussian_smooth(-slope, 1.0))
 
 
 def test_the_command_line_takes_the_affine_model(command, rows) -> None:

@@ -286,6 +286,8 @@ def test_a_module_that_was_trained_without_a_config_takes_its_arguments(name, tm
     given = {part: getattr(build(name), part) for part in parts if hasattr(module, part)}
     if name in ("Unrolling", "GraDIRN"):
         given = {"spatial_dims": 2, "repeats": (1, 1, 1), "width": 4, "depth": 2}
+    if name == "DEQReg":
+        given = {"update": build(name).layer.update}  # type: ignore[union-attr]
     if name == "RIIR":
         given = {"network": build(name).cell.network}  # type: ignore[union-attr]
     again = type(module).load_from_checkpoint(tmp_path / "one.ckpt", **given)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from data_modules import SyntheticPairs
 from dio_lightning.fields import compose, exponential, resize, warp
 from dio_lightning.implicit import Anderson, Broyden, ImplicitAdjoint, Never, PhantomAdjoint, Picard, Residual
+from dio_lightning.layers import Run
 from dio_lightning.losses import LNCC, Diffusion, Objective
 from dio_lightning.modules import DEQReg, RegistrationModule, VoxelMorph
 from dio_lightning.networks import VxmUNet
@@ -48,38 +49,40 @@ def test_every_solver_finds_the_fixed_point_and_says_when(solver) -> None:
     model = deqreg(Pull(), solver=solver, stop=Residual(1e-4), max_steps=40)
     found = model.validation_step(pair(), 0)
     assert bool(found["converged"].all()) and int(found["steps"].max()) < 40
-    assert_close(found["displacement"], model.update.network.target.detach().expand(2, -1, -1, -1), rtol=0, atol=1e-2)
+    assert_close(
+        found["displacement"], model.layer.update.network.target.detach().expand(2, -1, -1, -1), rtol=0, atol=1e-2
+    )
 
 
 def test_picard_follows_equation_3() -> None:
     model, data = deqreg(max_steps=4, stop=Never()), pair()
-    nn.init.normal_(model.update.network.head.weight, std=0.1)
+    nn.init.normal_(model.layer.update.network.head.weight, std=0.1)
     u = torch.zeros(2, 2, *SIZE)
     states = []
-    model.observe = states.append
+    run = Run(observe=lambda record: states.append(record.displacement))
     with torch.no_grad():
         for _ in range(4):
-            u = u + model.update.network(torch.cat([u / 5, warp(data["moving"], u), data["fixed"]], 1))
-        assert_close(model(data["fixed"], data["moving"])[-1].value, u)
-    assert len(states) == 4
+            u = u + model.layer.update.network(torch.cat([u / 5, warp(data["moving"], u), data["fixed"]], 1))
+        assert_close(model.register(data, run), u)
+    assert len(states) == 5 and not bool(states[0].any())
     assert_close(states[-1], u)
 
 
 def test_composition_is_a_switch() -> None:
     model, data = deqreg(max_steps=2, states=1, stop=Never(), transformation=Diffeomorphism(10.0)), pair()
-    nn.init.normal_(model.update.network.head.weight, std=0.05)
+    nn.init.normal_(model.layer.update.network.head.weight, std=0.05)
     u = torch.zeros(2, 2, *SIZE)
     with torch.no_grad():
         for _ in range(2):
-            u = compose(u, model.update.step(u, data["fixed"], data["moving"]))
+            u = compose(u, model.layer.update.step(u, data["fixed"], data["moving"]))
         assert_close(model(data["fixed"], data["moving"])[-1].value, u)
 
 
 @pytest.mark.parametrize("states", [1, 3])
 def test_training_weighs_each_state_and_differentiates_it_on_its_own(states) -> None:
     model, data = deqreg(max_steps=6, states=states, adjoint=PhantomAdjoint(2, 0.5)), pair()
-    nn.init.normal_(model.update.network.head.weight, std=0.05)
-    f = lambda z: z + model.update.step(z, data["fixed"], data["moving"])  # noqa: E731
+    nn.init.normal_(model.layer.update.network.head.weight, std=0.05)
+    f = lambda z: z + model.layer.update.step(z, data["fixed"], data["moving"])  # noqa: E731
     u, total = torch.zeros(2, 2, *SIZE), torch.zeros(())
     for j in range(states):
         with torch.no_grad():
@@ -111,7 +114,7 @@ def test_penalties_have_closed_forms_and_reach_the_weights() -> None:
         network.target.fill_(2.0)
     model = DEQReg(LearnedStep(network), objective(), max_steps=1, states=1, residual_weight=2.0, jacobian_weight=3.0)
     data = pair()
-    update = model.update.on(data["fixed"], data["moving"], model.transformation)
+    update = model.problem(data)[0].update
     terms = model._penalties(update, torch.ones(2, 2, *SIZE))
     # g = 0.25 (2 - 1) in both components; df/du = 0.75 times the identity
     assert_close(terms["residual_squared"], torch.tensor(2 * 0.25**2))
@@ -125,10 +128,10 @@ def test_the_exact_adjoint_takes_over_after_the_warm_up() -> None:
     data = pair()
     loss = model.training_step(data, 0)
     loss.backward()
-    u = model.update.network.target.detach().expand(2, -1, -1, -1).clone().requires_grad_()
+    u = model.layer.update.network.target.detach().expand(2, -1, -1, -1).clone().requires_grad_()
     # the solution is the target itself, so that dL/dtarget is dL/du
     expected = torch.autograd.grad(objective()(data, u)["loss"], u)[0].sum(0, keepdim=True)
-    assert_close(model.update.network.target.grad, expected, rtol=1e-2, atol=1e-5)
+    assert_close(model.layer.update.network.target.grad, expected, rtol=1e-2, atol=1e-5)
 
 
 def test_validation_logs_the_spectral_radius(tmp_path) -> None:

@@ -18,6 +18,7 @@ FLOORS = {
     "dio_lightning.features": 2,
     "dio_lightning.metrics": 2,
     "dio_lightning.transformations": 2,
+    "dio_lightning.level": 2,
     "dio_lightning.updates": 3,
     "dio_lightning.scores": 3,
     "dio_lightning.layers": 4,

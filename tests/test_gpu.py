@@ -21,12 +21,18 @@ NAMED = {
     "implicit": {"Adjoint", "AdjointReport", "Advance", "Evaluation", "Observe", "Solution", "Solver", "StopRule"},
     "features": {"FeaturePyramid", "FeatureNetwork"},
     "updates": {"UpdateRule"},
+    "layers": {"Observer", "Problem", "Record", "Run"},
     "ops": {"Blocks"},
     "fields": {"Grid"},
     "metrics": {"Regularity"},
 }
 """What is a type or a base, and no computation of its own."""
-ELSEWHERE = {"implicit": {"Update", "iterate"}, "metrics": {"element_areas"}, "fields": {"blocks", "spanning"}}
+ELSEWHERE = {
+    "implicit": {"Update", "iterate"},
+    "metrics": {"element_areas"},
+    "fields": {"blocks", "spanning"},
+    "updates": {"PerLevel"},
+}
 """What other cases run (`fixed_point` is `iterate`), and what never sees a tensor."""
 
 

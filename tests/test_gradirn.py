@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from data_modules import SyntheticPairs
 from dio_lightning.fields import gaussian_smooth
+from dio_lightning.layers import Run
 from dio_lightning.losses import LNCC, SSD, Diffusion, Objective, soft_dice
 from dio_lightning.modules import GraDIRN, Unrolling
 from dio_lightning.networks import CNN
@@ -62,7 +63,7 @@ def by_hand(model: Unrolling, name: str, fixed: torch.Tensor, moving: torch.Tens
         size = [max(2, round(n / level)) for n in fixed.shape[2:]]
         ratio = torch.tensor([(new - 1) / (old - 1) for new, old in zip(size, u.shape[2:], strict=True)])
         u = interpolated(u, size) * ratio.view(1, 2, 1, 1).double()
-        f, m, update = interpolated(fixed, size), interpolated(moving, size), model.updates[i]
+        f, m, update = interpolated(fixed, size), interpolated(moving, size), model.layer.update.rules[i]
         for _ in range(repeats[i]):
             u.requires_grad_()
             step = update.network(torch.cat([u / 5, warped(m, u), f], 1))
@@ -143,8 +144,9 @@ def test_steps_at_the_finest_level_may_be_changed_and_are_observed(name) -> None
     seen: dict[int, list[torch.Tensor]] = {3: [], 7: [], 0: []}
     with torch.no_grad():
         for steps, fields in seen.items():
-            model.observe, model.steps = fields.append, steps
-            solutions = model(fixed, moving)
+            model.steps, pair = steps, Pair(fixed=fixed, moving=moving)
+            run = Run(observe=lambda record: record.level == 2 and record.step and fields.append(record.displacement))
+            solutions = model.align(pair, pair, run)
             assert [int(s.steps) for s in solutions] == [3, 3, steps]
             assert not bool(solutions[-1].failed.any()) and not bool(solutions[-1].converged.any())
             assert len(fields) == steps and all(u.shape == (1, 2, 16, 16) for u in fields)
@@ -164,10 +166,10 @@ def test_only_the_last_field_is_scored_and_every_level_learns(monkeypatch) -> No
     assert len(scored) == 1 and scored[0].shape == (1, 2, 18, 21)
     assert_close(loss, score(pair, scored[0])["loss"])
     loss.backward()
-    rates = [update.rate for update in model.updates]
+    rates = [update.rate for update in model.layer.update.rules]
     assert [rate.item() for rate in rates] == pytest.approx([0.05] * 3)
     assert all(rate.grad.item() != 0 for rate in rates)
-    assert all(bool((update.network.head.weight.grad != 0).any()) for update in model.updates)
+    assert all(bool((update.network.head.weight.grad != 0).any()) for update in model.layer.update.rules)
 
 
 @pytest.mark.usefixtures("bfloat16")

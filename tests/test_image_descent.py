@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from dio_lightning.fields import gaussian_smooth, warp
 from dio_lightning.implicit import Adam, Never, Stagnation
 from dio_lightning.layers import OptimizerLayer
+from dio_lightning.level import Level
 from dio_lightning.losses import LNCC, SSD, Diffusion
 from dio_lightning.transformations import Diffeomorphism, FreeForm, StationaryVelocity, Transformation
 from dio_lightning.updates import ImageDescent
@@ -30,7 +31,7 @@ def test_a_step_is_down_the_energy_that_is_reported(size, transformation: Transf
     """Against autograd of voxels × (mean similarity + λ Diffusion), each sample on its own."""
     fixed, moving = images(size, [1.0, 2.0], torch.float64)
     z = 0.6 * gaussian_smooth(torch.randn(2, len(size), *size, dtype=torch.float64), 1.0)
-    f = ImageDescent(similarity, sigma=0.0, regularity=0.3).on(fixed, moving, transformation)
+    f = ImageDescent(similarity, sigma=0.0, regularity=0.3).on(Level(fixed, moving), transformation)
     with torch.no_grad():
         step = f(z) - z
     at, energies = z.clone().requires_grad_(), []
@@ -48,7 +49,7 @@ def test_a_step_is_down_the_energy_that_is_reported(size, transformation: Transf
 def test_the_weight_is_that_of_a_training_objective() -> None:
     fixed, moving = images((200, 190), [1.0])
     u = gaussian_smooth(torch.randn(1, 2, 200, 190), 2.0)
-    f = ImageDescent(SSD(), regularity=0.25).on(fixed, moving, FreeForm())
+    f = ImageDescent(SSD(), regularity=0.25).on(Level(fixed, moving), FreeForm())
     f(u)
     assert f.energy is not None
     objective = SSD()(warp(moving, u), fixed) + 0.25 * Diffusion()(u)

@@ -19,6 +19,7 @@ from dio_lightning.implicit import (
 )
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.layers.optimizer import clamp_to_quantile
+from dio_lightning.level import Level
 from dio_lightning.transformations import Diffeomorphism, FreeForm, StationaryVelocity
 from dio_lightning.updates import Descent, GaussNewton
 from dio_lightning.updates.gauss_newton import solve_blocks
@@ -123,12 +124,12 @@ def smooth_problem() -> tuple[torch.Tensor, torch.Tensor, Descent]:
 def test_implicit_gradient_of_a_converged_registration_agrees_with_finite_differences(which: str) -> None:
     fixed, moving, settings = smooth_problem()
     features = {"fixed": fixed.clone().requires_grad_(), "moving": moving.clone().requires_grad_()}
-    scale = settings.on(fixed, moving, FreeForm()).scale
+    scale = settings.on(Level(fixed, moving), FreeForm()).scale
     target = torch.randn(1, 2, 9, 8, dtype=torch.float64)
     start = torch.full((1, 2, 9, 8), 0.5, dtype=torch.float64)
 
     def solve(f: torch.Tensor, m: torch.Tensor, adjoint: ImplicitAdjoint | PhantomAdjoint) -> torch.Tensor:
-        update = settings.on(f, m, FreeForm())
+        update = settings.on(Level(f, m), FreeForm())
         update.scale = scale  # the scale is held constant, by the adjoint too
         damped = lambda z: z + 0.2 * (update(z) - z)  # noqa: E731
         solution = fixed_point(damped, start, Anderson(8), adjoint, max_steps=3000, stop=Residual(1e-13))
@@ -209,7 +210,7 @@ def test_single_channel_gradients_point_along_the_moving_image() -> None:
     fixed, moving = torch.randn(2, 1, 1, 12, 12, dtype=torch.float64)
     u = torch.rand(1, 2, 12, 12, dtype=torch.float64, requires_grad=True)
     (along,) = torch.autograd.grad(warp(moving, u).sum(), u)
-    rho = -Descent().on(fixed, moving, FreeForm()).direction(u.detach())
+    rho = -Descent().on(Level(fixed, moving), FreeForm()).direction(u.detach())
     cosine = (along * rho).sum(1).abs() / (along.norm(dim=1) * rho.norm(dim=1)).clamp(min=1e-12)
     assert cosine[rho.norm(dim=1) > 1e-9].min() > 1 - 1e-9
 

@@ -21,6 +21,7 @@ from dio_lightning.fields import (
 )
 from dio_lightning.implicit import Adam, Never
 from dio_lightning.layers import OptimizerLayer
+from dio_lightning.level import Level
 from dio_lightning.losses import LNCC, SSD, Landmarks, Objective
 from dio_lightning.metrics import element_areas, hausdorff_per_label, tre
 from dio_lightning.modules import DIO
@@ -105,7 +106,7 @@ def test_descriptors_and_scales_do_not_see_an_offset(offset) -> None:
     image = textured((16, 14, 18))
     far = (image * 1000).round() + offset
     assert_close(mind(far), mind(far.double()).float(), atol=1e-4, rtol=1e-4)
-    bound = Descent().on(far, far, FreeForm())
+    bound = Descent().on(Level(far, far), FreeForm())
     assert_close(bound.scale.double(), far.double().flatten(2).var(dim=2).mean(1), rtol=1e-4, atol=0)
 
 

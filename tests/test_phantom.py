@@ -17,6 +17,7 @@ from dio_lightning.implicit import (
     iterate,
     spectral_radius,
 )
+from dio_lightning.level import Level
 from dio_lightning.losses import LNCC, Diffusion, Objective
 from dio_lightning.modules import DEQReg
 from dio_lightning.networks import VxmUNet
@@ -138,7 +139,7 @@ def test_on_a_contractive_network_the_cosine_to_the_implicit_gradient_rises_to_o
     data, objective = pair((16, 12), batch=1), Objective(LNCC(5), regularity=Diffusion(), regularity_weight=0.1)
     step = LearnedStep(Contraction(network)).double()
     data = {name: image.double() for name, image in data.items()}
-    update = step.on(data["fixed"], data["moving"], FreeForm())
+    update = step.on(Level(data["fixed"], data["moving"]), FreeForm())
     with torch.no_grad():
         start = torch.zeros(1, 2, 16, 12, dtype=torch.float64)
         solution = iterate(update, start, Picard(), max_steps=400, stop=Residual(1e-11))

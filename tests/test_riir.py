@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from data_modules import SyntheticPairs
 from dio_lightning.fields import gaussian_smooth, warp
+from dio_lightning.layers import Run
 from dio_lightning.losses import LNCC, SSD, Diffusion, Objective
 from dio_lightning.modules import RIIR
 from dio_lightning.networks import ConvGRU, RecurrentUNet, VxmUNet
@@ -45,13 +46,12 @@ def inputs(model: RIIR, pair: Pair) -> list[Tensor]:
 
 def states(model: RIIR, pair: Pair) -> list[Tensor]:
     """u_1 to u_T of a solve."""
-    seen: list[Tensor] = []
-    model.observe = seen.append
+    fields: list[Tensor] = []
     with torch.no_grad():
-        (solution,) = model(pair["fixed"], pair["moving"])
-    model.observe = None
-    assert_close(seen[-1], solution.value, rtol=0, atol=0)
-    return seen
+        (solution,) = model.align(pair, pair, Run(observe=lambda record: fields.append(record.displacement)))
+    assert_close(fields[-1], solution.value, rtol=0, atol=0)
+    assert not bool(fields[0].any())
+    return fields[1:]
 
 
 @pytest.mark.parametrize("reset", ["any", "open"])

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from dio_lightning.fields import resize
-from dio_lightning.implicit import Never
+from dio_lightning.layers import Run
 from dio_lightning.scores.pairs import one_pair, score_pair
 from dio_lightning.studies.convergence_report import Curve, curves_csv, figure, markdown
 from dio_lightning.studies.loading import Loaded, load
@@ -66,11 +66,9 @@ def table(path: Path) -> list[dict[str, str]]:
 def by_hand(loaded: Loaded, step: int) -> tuple[dict[str, list[float]], list[torch.Tensor]]:
     """Scores of every pair when the module is run with this many steps, and its displacements."""
     module, scores, fields = loaded.module, {"dice": [], "folds": [], "sdlogj": []}, []
-    module.steps, module.stop = step, Never()
-    module.observe = lambda u: None
     for _, batch in loaded.batches():
         with torch.no_grad():
-            u = module(*(module._work(batch)[key] for key in ("fixed", "moving")))[-1].value
+            u = module.align(module.work(batch), batch, Run(steps=step))[-1].value
         for i in range(len(u)):
             fields.append(u[i])
             full = resize(u[i : i + 1], batch["fixed"].shape[2:])

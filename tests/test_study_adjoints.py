@@ -67,7 +67,7 @@ def weights(tmp_path_factory):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
         module = load(str(folder / f"{name}.yaml")).module
         if name == "deqreg":
-            contract(module.update)
+            contract(module.layer.update)
         save_file(
             {key: value.contiguous() for key, value in module.state_dict().items()}, folder / f"{name}.safetensors"
         )
@@ -108,11 +108,11 @@ def test_dio_is_differentiated_as_its_training_does_at_the_finest_level(weights)
 
 def test_deqreg_is_differentiated_as_its_training_does_with_one_state(weights) -> None:
     module, pair = first(weights["deqreg"])
-    module.solver, module.states, module.max_steps = Anderson(), 1, 9
+    module.layer.solver, module.states, module.steps = Anderson(), 1, 9
     problem = of_deqreg(module, pair, max_steps=9)
     assert int(problem.solution.steps.max()) == 9
     for adjoint in (PhantomAdjoint(3, 0.5), ImplicitAdjoint(1e-3, 50)):
-        module.adjoint = adjoint
+        module.layer.adjoint = adjoint
         module.zero_grad()
         module.training_step(pair, 0).backward()
         expected = torch.cat([p.grad.flatten() for p in module.parameters()])

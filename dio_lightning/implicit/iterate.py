@@ -13,8 +13,8 @@ from dio_lightning.implicit.stopping import Evaluation, Residual, StopRule
 
 Advance = Callable[[Tensor, Tensor], Tensor]
 """(z, increment) -> next z, all (b, ...)."""
-Observe = Callable[[Tensor], None]
-"""Sees z (b, ...) after every step."""
+Observe = Callable[[int, Tensor, Evaluation | None], None]
+"""(steps taken, z (b, ...), what f showed at z): sees every state from z0 on and must not change it."""
 
 
 def iterate(
@@ -33,7 +33,8 @@ def iterate(
     A stopped sample keeps its value exactly while the others go on. A sample fails where the update or the
     step gives NaN or infinity, or where ||f(z) - z|| exceeds `divergence` times its first value; it returns its
     last finite state and does not touch the others. Records a graph through all steps if gradients are enabled.
-    `observe` sees z after every step and must not change it.
+    `observe` sees every state that is visited, z0 first, with the evaluation of f there; f is not evaluated at the last
+    state where the steps run out, so that its evaluation is None.
     Raises ValueError for a z0 without batch axis, max_steps < 0, divergence <= 1, or an update that changes shape.
     """
     _check(z0, max_steps, divergence)
@@ -41,10 +42,12 @@ def iterate(
     state = solver.init(z)
     tally = _Tally.start(z, divergence)
     memory = stop.init(tally.residual)
-    for _ in range(max_steps):
-        r, seen = _evaluate(update, z)
-        fired, memory = stop(seen, memory)
-        count = tally.see(seen, fired)
+    for taken in range(max_steps):
+        r, evaluation = _evaluate(update, z)
+        if observe is not None:
+            observe(taken, z, evaluation)
+        fired, memory = stop(evaluation, memory)
+        count = tally.see(evaluation, fired)
         if count == 0:
             break
         active = None if count == len(z) else tally.active
@@ -52,8 +55,9 @@ def iterate(
             r = torch.where(spread(active, r), r, 0)
         z, state = _move(solver, advance, z, r, state, active, tally)
         del r
+    else:
         if observe is not None:
-            observe(z)
+            observe(max_steps, z, None)
     frozen = solver.frozen(state)
     step = None if frozen is identity and advance is torch.add else _next_step(update, frozen, advance)
     return Solution(z, tally.residual, tally.steps, tally.converged, tally.failed, step)
@@ -77,13 +81,14 @@ class _Tally:
         residual = torch.full_like(off, torch.inf, dtype=torch.promote_types(z.dtype, torch.float32))
         return cls(~off, off, off, torch.zeros_like(off, dtype=torch.int64), residual, divergence)
 
-    def see(self, seen: Evaluation, fired: Tensor) -> int:
+    def see(self, evaluation: Evaluation, fired: Tensor) -> int:
         """Judge one evaluation; the number of samples still active."""
+        residual = evaluation.residual
         if self.limit is None:
-            self.limit = torch.where(seen.residual > 0, self.divergence * seen.residual, torch.inf)
+            self.limit = torch.where(residual > 0, self.divergence * residual, torch.inf)
         # written so that NaN counts as broken
-        broken = ~((seen.residual <= self.limit) & seen.residual.isfinite())
-        relative = (seen.residual / (seen.norm + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        broken = ~((residual <= self.limit) & residual.isfinite())
+        relative = (residual / (evaluation.norm + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf)
         self.residual = torch.where(self.active, relative, self.residual)
         self.failed = self.failed | (self.active & broken)
         self.converged = self.converged | (self.active & fired & ~broken)

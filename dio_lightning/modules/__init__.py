@@ -5,7 +5,9 @@ from dio_lightning.modules.deqreg import DEQReg
 from dio_lightning.modules.dio import DIO
 from dio_lightning.modules.elastix import Elastix
 from dio_lightning.modules.gradirn import GraDIRN
+from dio_lightning.modules.iterative import IterativeModule
 from dio_lightning.modules.precomputed import Precomputed
+from dio_lightning.modules.refinement import Refinement
 from dio_lightning.modules.riir import RIIR
 from dio_lightning.modules.unrolling import Unrolling
 from dio_lightning.modules.voxelmorph import VoxelMorph
@@ -16,7 +18,9 @@ __all__ = [
     "DEQReg",
     "Elastix",
     "GraDIRN",
+    "IterativeModule",
     "Precomputed",
+    "Refinement",
     "RegistrationModule",
     "Unrolling",
     "VoxelMorph",

@@ -1,6 +1,7 @@
 """What every method shares: a pair in, a displacement out, one step for training and evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any, Self
 
@@ -11,10 +12,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 
+from dio_lightning.checkpoint_files import migrated
 from dio_lightning.fields import on_one_grid, resize
 from dio_lightning.implicit import Solution
+from dio_lightning.layers import Run
 from dio_lightning.losses import Objective, at_size
 from dio_lightning.modules.finite import FiniteSteps
+from dio_lightning.modules.refinement import Refinement
 from dio_lightning.modules.restoring import restored
 from dio_lightning.pair import Pair
 
@@ -30,13 +34,12 @@ class RegistrationModule(FiniteSteps):
         scheduler: its learning rate, stepped once an epoch.
         resolution: the method works on images and labels whose grid is this factor coarser; its displacement is
             brought to the full grid, where every score is taken.
+        refine: instance optimisation that goes on from the method's displacement in test and prediction, on the full
+            grid; not in training, nor in validation, which says how far the training is.
 
     Raises:
         ValueError: if the resolution is below 1.
     """
-
-    observe: Callable[[Tensor], None] | None = None
-    """Called with the displacement (b, d, *s) on the working grid after every step of the finest level."""
 
     def __init__(
         self,
@@ -44,15 +47,26 @@ class RegistrationModule(FiniteSteps):
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
         resolution: float = 1.0,
+        refine: Refinement | None = None,
     ) -> None:
         super().__init__()
         if resolution < 1:
             raise ValueError(f"resolution is {resolution}, expected a factor of at least 1")
         self.objective, self.optimizer, self.scheduler = objective, optimizer, scheduler
-        self.resolution = resolution
+        self.resolution, self.refine = resolution, refine
+        self.register_load_state_dict_pre_hook(_migrate)
 
     def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
         """Solutions coarse to fine, each with a displacement in voxels of its own grid; the last is the answer."""
+        pair = Pair(fixed=fixed, moving=moving)
+        return self.align(pair, pair)
+
+    def align(self, work: Pair, pair: Pair, run: Run = Run()) -> list[Solution]:
+        """The solutions, coarse to fine, for a pair on the working grid; `pair` is what it was made from.
+
+        Raises:
+            ValueError: for a run that the method cannot be given: steps or a start where it takes no steps.
+        """
         raise NotImplementedError
 
     @property
@@ -73,13 +87,27 @@ class RegistrationModule(FiniteSteps):
     def steps(self, steps: int) -> None:
         raise ValueError(f"{self.title} finds its displacement in one step, it cannot take {steps}")
 
+    def expect_no_steps(self, run: Run) -> None:
+        """Raises ValueError if a run asks a method that takes no steps for some, or for a start."""
+        if run.start is not None or run.steps is not None:
+            asked = "start from a displacement" if run.start is not None else f"take {run.steps} steps"
+            raise ValueError(f"{self.title} finds its displacement in one step, it cannot {asked}")
+
     def keeps_grid(self, pair: Pair) -> bool:
         """Whether the moving image is registered on its own grid; where it is not the fixed one, it is resampled."""
         return "moving_affine" not in pair
 
-    def register(self, pair: Pair) -> Float[Tensor, "b d *s"]:
-        """The displacement on the pair's grid."""
-        return self._solve(pair)[2]
+    def register(self, pair: Pair, run: Run = Run()) -> Float[Tensor, "b d *s"]:
+        """The displacement on the pair's grid, refined where there is a refinement.
+
+        Raises:
+            ValueError: as `align`.
+        """
+        return self._refined(pair, self._solve(pair, run))[1]
+
+    def work(self, pair: Pair) -> Pair:
+        """The pair on the working grid, on which the moving image lies too."""
+        return at_size(on_one_grid(pair), self._size(pair["fixed"]))
 
     @_restricted_classmethod  # as Lightning's: called on a module, it would leave that module untrained
     def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -147,29 +175,33 @@ class RegistrationModule(FiniteSteps):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
 
-    def _solve(self, pair: Pair) -> tuple[Pair, list[Solution], Tensor]:
+    def _solve(self, pair: Pair, run: Run = Run()) -> tuple[Pair, list[Solution], Tensor]:
         """The pair on the working grid, the solutions there, and the displacement on the pair's own grid."""
-        work = self._work(pair)
-        solutions = self._align(work, pair)
+        work = self.work(pair)
+        if run.start is not None:
+            run = replace(run, start=resize(run.start, work["fixed"].shape[2:]))
+        solutions = self.align(work, pair, run)
         return work, solutions, resize(solutions[-1].value, pair["fixed"].shape[2:])
 
-    def _align(self, work: Pair, pair: Pair) -> list[Solution]:
-        """The solutions for a pair on the working grid; `pair` is what it was made from."""
-        return self(work["fixed"], work["moving"])
-
-    def _work(self, pair: Pair) -> Pair:
-        """The pair on the working grid, on which the moving image lies too."""
-        return at_size(on_one_grid(pair), self._size(pair["fixed"]))
+    def _refined(self, pair: Pair, solved: tuple[Pair, list[Solution], Tensor]) -> tuple[list[Solution], Tensor]:
+        """Solutions and displacement of a solve, those of the refinement after them."""
+        _, solutions, displacement = solved
+        if self.refine is None:
+            return solutions, displacement
+        displacement, more = self.refine(on_one_grid(pair), displacement)
+        return [*solutions, *more], displacement
 
     def _size(self, image: Tensor) -> list[int]:
         """Extents of an image at the working resolution."""
         return [max(min(2, extent), round(extent / self.resolution)) for extent in image.shape[2:]]
 
     def _evaluate(self, pair: Pair, stage: str) -> dict[str, Tensor]:
-        work, solutions, displacement = self._solve(pair)
+        work, solutions, displacement = solved = self._solve(pair)
         terms = {}
         if stage == "val" and self.objective is not None:
             terms = self._terms(work, solutions)
+        if stage == "test":
+            solutions, displacement = self._refined(pair, solved)
         self._report(terms, solutions, stage, len(pair["fixed"]))
         return {
             "displacement": displacement.detach(),
@@ -196,3 +228,11 @@ class RegistrationModule(FiniteSteps):
         self.log_dict({f"{stage}/{k}": v for k, v in report.items()}, batch_size=size, sync_dist=stage != "train")
         if terms:
             self.log(f"{stage}_loss", terms["loss"].detach(), prog_bar=True, logger=False, batch_size=size)
+
+
+def _migrate(module: torch.nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Keys of weights that an earlier version saved become today's; see `checkpoint_files.migrated`."""
+    if not prefix:
+        own = module.state_dict()
+        for old, new in migrated(state, own).items():
+            state[new] = state.pop(old)

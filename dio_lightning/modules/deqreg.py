@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -18,19 +17,21 @@ from dio_lightning.implicit import (
     Solver,
     StopRule,
     Update,
-    fixed_point,
     jacobian_energy,
     piecewise_sum,
     spectral_radius,
 )
+from dio_lightning.layers import OptimizerLayer
+from dio_lightning.level import Level
 from dio_lightning.losses import Objective
-from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.modules.iterative import IterativeModule, Pyramids
+from dio_lightning.modules.refinement import Refinement
 from dio_lightning.pair import Pair
 from dio_lightning.transformations import FreeForm, Transformation
 from dio_lightning.updates import LearnedStep
 
 
-class DEQReg(RegistrationModule):
+class DEQReg(IterativeModule):
     """u with g(u, moving ∘ (id + u), fixed) = 0, by any solver; trained by phantom gradients (DEQReg, eq. 1 to 9).
 
     Training sees `states` of the solve, at equal intervals: each is differentiated on its own, by the adjoint, and
@@ -62,6 +63,7 @@ class DEQReg(RegistrationModule):
         warm_up: optimizer steps before `replay` and `late_adjoint` set in.
         ramp: optimizer steps over which training goes from a quarter of `max_steps` to all of them: an untrained
             network has no equilibrium worth the search.
+        refine: see `RegistrationModule`.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -88,8 +90,9 @@ class DEQReg(RegistrationModule):
         late_adjoint: Adjoint | None = None,
         warm_up: int = 0,
         ramp: int = 0,
+        refine: Refinement | None = None,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, resolution)
+        super().__init__(objective, optimizer, scheduler, resolution, refine)
         if not 1 <= states <= max_steps or not 0 < decay <= 1 or not 0 <= replay < 1:
             raise ValueError(
                 f"states is {states}, max_steps {max_steps}, decay {decay} and replay {replay}, expected "
@@ -100,41 +103,32 @@ class DEQReg(RegistrationModule):
                 f"residual_weight is {residual_weight}, jacobian_weight {jacobian_weight}, spectral_steps "
                 f"{spectral_steps}, warm_up {warm_up} and ramp {ramp}, expected at least 0, and not 1 power step"
             )
-        self.update, self.solver, self.adjoint, self.stop = update, solver, adjoint, stop
-        self.max_steps, self.states, self.decay, self.transformation = max_steps, states, decay, transformation
-        self.replay, self.residual_weight, self.jacobian_weight = replay, residual_weight, jacobian_weight
+        self.layer = OptimizerLayer(
+            [max_steps], update, solver, transformation, adjoint, stop, field_sigma=0.0, clamp_quantile=1.0
+        )
+        self.states, self.decay, self.replay = states, decay, replay
+        self.residual_weight, self.jacobian_weight = residual_weight, jacobian_weight
         self.spectral_steps, self.late_adjoint, self.warm_up, self.ramp = spectral_steps, late_adjoint, warm_up, ramp
         self._last: tuple[Pair, Tensor] | None = None
 
     @property
     def title(self) -> str:
         """DEQReg, with the number of steps where it is not the paper's 48."""
-        return "DEQReg" if self.max_steps == 48 else f"DEQReg-{self.max_steps}"
+        return "DEQReg" if self.steps == 48 else f"DEQReg-{self.steps}"
 
-    @property
-    def steps(self) -> int:
-        """Steps of the solver."""
-        return self.max_steps
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        self.max_steps = steps
-
-    def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
-        """The fixed point, from the identity."""
-        update = self.update.on(fixed, moving, self.transformation)
-        solution = self._solved(update, self.transformation.initial(fixed), self.max_steps, self.stop)
-        return [replace(solution, value=self.transformation.displacement(solution.value, fixed.shape[2:]))]
+    def pyramids(self, work: Pair, pair: Pair) -> Pyramids:
+        """The images, at one level."""
+        return Pyramids([work["fixed"]], [work["moving"]])
 
     def training_step(self, pair: Pair, index: int) -> Tensor:
         """The weighted loss of all states; they are differentiated by the time it returns."""
         work, z = self._start(pair)
-        seen: list[tuple[Solution, dict[str, Tensor]]] = []
+        states: list[tuple[Solution, dict[str, Tensor]]] = []
         parameters = [p for p in self.parameters() if p.requires_grad]
-        loss = piecewise_sum(self._losses(work, z, seen), parameters)
-        self._last = (work, seen[-1][0].value) if self.replay else None
-        terms = seen[-1][1]
-        self._report({**terms, "loss": loss}, [s for s, _ in seen], "train", len(work["fixed"]))
+        loss = piecewise_sum(self._losses(work, z, states), parameters)
+        self._last = (work, states[-1][0].value) if self.replay else None
+        terms = states[-1][1]
+        self._report({**terms, "loss": loss}, [s for s, _ in states], "train", len(work["fixed"]))
         return loss
 
     def on_skipped_step(self) -> None:
@@ -145,11 +139,10 @@ class DEQReg(RegistrationModule):
         """The displacement of one batch and its loss; logs the spectral radius if asked."""
         found = super().validation_step(pair, index)
         if self.spectral_steps:
-            work = self._work(pair)
-            update = self.update.on(work["fixed"], work["moving"], self.transformation)
-            solution = self._solved(update, self.transformation.initial(work["fixed"]), self.max_steps, self.stop)
+            problem, start = self.problem(pair)
+            solution = self.layer.solve(problem, start, self.steps)
             generator = torch.Generator().manual_seed(0)
-            radius = spectral_radius(update, solution.value, self.spectral_steps, generator)
+            radius = spectral_radius(problem.update, solution.value, self.spectral_steps, generator)
             self.log("val/spectral_radius", radius.mean(), batch_size=len(radius), sync_dist=True)
         return found
 
@@ -157,30 +150,29 @@ class DEQReg(RegistrationModule):
         """The pair that is trained, on the working grid, and the parameters from which its solve starts."""
         if self._last is not None and self.global_step >= self.warm_up and float(torch.rand(())) < self.replay:
             return self._last
-        work = self._work(pair)
-        return work, self.transformation.initial(work["fixed"])
+        work = self.work(pair)
+        return work, self.layer.transformation.initial(work["fixed"])
 
-    def _losses(self, work: Pair, z: Tensor, seen: list[tuple[Solution, dict[str, Tensor]]]) -> Iterator[Tensor]:
-        """Weighted loss of each state; `seen` takes the solutions and the terms, without graph."""
+    def _losses(self, work: Pair, z: Tensor, states: list[tuple[Solution, dict[str, Tensor]]]) -> Iterator[Tensor]:
+        """Weighted loss of each state; `states` takes the solutions and the terms, without graph."""
         assert self.objective is not None
-        update = self.update.on(work["fixed"], work["moving"], self.transformation)
-        total = self._training_steps()
+        problem, total = self.layer.problem(Level(work["fixed"], work["moving"], pair=work)), self._training_steps()
         for j in range(1, self.states + 1):
             steps = total * j // self.states - total * (j - 1) // self.states
-            solution = self._solved(update, z, steps, stop=Never())
-            terms = self.objective(work, self.transformation.displacement(solution.value, work["fixed"].shape[2:]))
+            solution = self.layer.solve(problem, z, steps, self._adjoint(), Never())
+            terms = self.objective(work, problem.displacement(solution.value))
             loss = self.decay ** (self.states - j) * terms["loss"]
             z = solution.value.detach()
             if j == self.states and (self.residual_weight or self.jacobian_weight):
-                penalties = self._penalties(update, z)
+                penalties = self._penalties(problem.update, z)
                 loss, terms = loss + penalties["penalty"], {**terms, **penalties}
-            seen.append((replace(solution, value=z), {name: value.detach() for name, value in terms.items()}))
+            states.append((replace(solution, value=z), {name: value.detach() for name, value in terms.items()}))
             yield loss
 
     def _training_steps(self) -> int:
         """Steps of a training solve now."""
         done = min(1.0, self.global_step / self.ramp) if self.ramp else 1.0
-        return max(self.states, round(self.max_steps * (0.25 + 0.75 * done)))
+        return max(self.states, round(self.steps * (0.25 + 0.75 * done)))
 
     def _penalties(self, update: Update, z: Tensor) -> dict[str, Tensor]:
         """What is asked of f at the last state, and their weighted sum, "penalty"."""
@@ -193,20 +185,7 @@ class DEQReg(RegistrationModule):
             penalty = penalty + self.jacobian_weight * found["jacobian"]
         return {**found, "penalty": penalty}
 
-    def _solved(self, update: Update, z: Tensor, steps: int, stop: StopRule) -> Solution:
-        """The solve from z; its value holds parameters of the transformation."""
+    def _adjoint(self) -> Adjoint:
+        """How gradients pass a state now."""
         late = self.late_adjoint is not None and self.global_step >= self.warm_up
-        return fixed_point(
-            update,
-            z,
-            self.solver,
-            self.late_adjoint if late and self.late_adjoint is not None else self.adjoint,
-            max_steps=steps,
-            stop=stop,
-            advance=self.transformation.retract,
-            observe=self.observe and self._watch,
-        )
-
-    def _watch(self, z: Tensor) -> None:
-        assert self.observe is not None
-        self.observe(self.transformation.displacement(z, z.shape[2:]))
+        return self.late_adjoint if late and self.late_adjoint is not None else self.layer.adjoint

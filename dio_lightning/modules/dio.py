@@ -3,21 +3,20 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from dio_lightning.features import FeaturePyramid, Intensity
 from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
-from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import Objective
-from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.modules.iterative import IterativeModule, Pyramids
+from dio_lightning.modules.refinement import Refinement
 from dio_lightning.pair import Pair
 from dio_lightning.transformations import Affine
 
 
-class DIO(RegistrationModule):
+class DIO(IterativeModule):
     """A feature pyramid per image, shared weights, and an optimizer layer that aligns them (Jena et al., 2024).
 
     With `Intensity` or `MIND` features it is image-space optimisation; with zero iterations, no registration.
@@ -31,6 +30,7 @@ class DIO(RegistrationModule):
         resolution: see `RegistrationModule`.
         opens: optimizer step of the training at which each level opens, coarse to fine; levels not yet open are neither
             computed nor scored. All are open from the start by default.
+        refine: see `RegistrationModule`.
 
     Raises:
         ValueError: if iterations, levels and opens differ in number, or opens does not start at 0 and rise.
@@ -47,8 +47,9 @@ class DIO(RegistrationModule):
         scheduler: LRSchedulerCallable | None = None,
         resolution: float = 1.0,
         opens: Sequence[int] | None = None,
+        refine: Refinement | None = None,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, resolution)
+        super().__init__(objective, optimizer, scheduler, resolution, refine)
         levels = features.levels
         if len(layer.iterations) != len(levels):
             raise ValueError(
@@ -91,12 +92,6 @@ class DIO(RegistrationModule):
         iterations[int(self.open_levels) - 1] = steps
         self.layer.iterations = tuple(iterations)
 
-    def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
-        """One solution per open level, coarse to fine."""
-        levels, size = self.features.levels[: int(self.open_levels)], fixed.shape[2:]
-        grids = self.features.grids(size, levels)
-        return self.layer(self.features(fixed, levels), self.features(moving, levels), self.observe, grids, size)
-
     def keeps_grid(self, pair: Pair) -> bool:
         """True if both images have the same axes and, to a tenth, the same voxels; sizes and places may differ.
 
@@ -109,26 +104,25 @@ class DIO(RegistrationModule):
         d = pair["fixed"].ndim - 2
         return bool((matrix[:, :d, :d] - torch.eye(d).to(matrix)).abs().amax() < 0.1)
 
-    def _align(self, work: Pair, pair: Pair) -> list[Solution]:
-        """A moving image that keeps its grid: its features are brought to the fixed grid, not the image."""
+    def pyramids(self, work: Pair, pair: Pair) -> Pyramids:
+        """Features at the open levels; a moving image that keeps its grid has its features brought to the fixed one."""
+        levels = self.features.levels[: int(self.open_levels)]
+        fixed, grids = self.features(work["fixed"], levels), self.features.grids(work["fixed"].shape[2:], levels)
         matrix = fixed_to_moving(pair)
         if matrix is None or not self.keeps_grid(pair):
-            return super()._align(work, pair)
-        levels = self.features.levels[: int(self.open_levels)]
+            return Pyramids(fixed, self.features(work["moving"], levels), grids)
         image = downsample(pair["moving"], self._size(pair["moving"]))
-        fixed, moving = self.features(work["fixed"], levels), self.features(image, levels)
-        sizes = [x.shape[2:] for x in (work["fixed"], image)]
         of_fixed, of_moving = (
-            spanning(x.shape[2:], size).matrix().to(matrix)
-            for x, size in zip((pair["fixed"], pair["moving"]), sizes, strict=True)
+            spanning(x.shape[2:], small.shape[2:]).matrix().to(matrix)
+            for x, small in ((pair["fixed"], work["fixed"]), (pair["moving"], image))
         )
         between = of_moving.inverse() @ matrix @ of_fixed
-        grids, theirs = (self.features.grids(size, levels) for size in sizes)
-        seen = [
+        theirs = self.features.grids(image.shape[2:], levels)
+        moving = [
             seen_from(m, b.matrix().inverse().to(matrix) @ between @ a.matrix().to(matrix), a.size, padding="border")
-            for m, a, b in zip(moving, grids, theirs, strict=True)
+            for m, a, b in zip(self.features(image, levels), grids, theirs, strict=True)
         ]
-        return self.layer(fixed, seen, self.observe, grids, sizes[0])
+        return Pyramids(fixed, moving, grids)
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Opens the levels whose step has come."""

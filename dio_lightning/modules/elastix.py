@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dio_lightning.implicit import Solution
+from dio_lightning.layers import Run
 from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.modules.refinement import Refinement
+from dio_lightning.pair import Pair
 
 METRICS = {"ncc": "AdvancedNormalizedCorrelation", "mi": "AdvancedMattesMutualInformation"}
 
@@ -38,6 +40,7 @@ class Elastix(RegistrationModule):
         seed: of the samples.
         threads: of elastix.
         resolution: see `RegistrationModule`.
+        refine: see `RegistrationModule`.
 
     Raises:
         ValueError: for a number out of range, or if the package itk-elastix is not installed.
@@ -55,8 +58,9 @@ class Elastix(RegistrationModule):
         seed: int = 0,
         threads: int = 1,
         resolution: float = 1.0,
+        refine: Refinement | None = None,
     ) -> None:
-        super().__init__(resolution=resolution)
+        super().__init__(resolution=resolution, refine=refine)
         numbers = {"levels": levels, "iterations": iterations, "samples": samples, "threads": threads}
         for name, value in numbers.items():
             if value < 1:
@@ -94,8 +98,10 @@ class Elastix(RegistrationModule):
         """Loads ITK, whose many libraries take seconds, before the first pair is timed."""
         _ = _itk().ElastixRegistrationMethod
 
-    def forward(self, fixed: Float[Tensor, "b 1 *s"], moving: Float[Tensor, "b 1 *s"]) -> list[Solution]:
+    def align(self, work: Pair, pair: Pair, run: Run = Run()) -> list[Solution]:
         """One solution, the displacement after the last level."""
+        self.expect_no_steps(run)
+        fixed, moving = work["fixed"], work["moving"]
         if fixed.shape[1] != 1 or moving.shape[1] != 1:
             raise ValueError(f"images have {fixed.shape[1]} and {moving.shape[1]} channels, elastix takes one")
         pairs = zip(_arrays(fixed), _arrays(moving), strict=True)

@@ -7,9 +7,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import nn
 
 from dio_lightning.losses import SSD, Objective
+from dio_lightning.modules.refinement import Refinement
 from dio_lightning.modules.unrolling import Unrolling
 from dio_lightning.networks.blocks import Precision
-from dio_lightning.updates import LearnedStep, SimilarityStep
+from dio_lightning.updates import LearnedStep, PerLevel, SimilarityStep
 
 
 class GraDIRN(Unrolling):
@@ -34,6 +35,7 @@ class GraDIRN(Unrolling):
         depth: see `Unrolling`.
         precision: see `Unrolling`.
         scale: see `Unrolling`.
+        refine: see `RegistrationModule`.
 
     Raises:
         ValueError: as `Unrolling`.
@@ -55,15 +57,29 @@ class GraDIRN(Unrolling):
         depth: int = 5,
         precision: Precision = "float32",
         scale: float = 5.0,
+        refine: Refinement | None = None,
     ) -> None:
         super().__init__(
-            objective, optimizer, scheduler, resolution, spatial_dims, levels, repeats, width, depth, precision, scale
+            objective,
+            optimizer,
+            scheduler,
+            resolution,
+            spatial_dims,
+            levels,
+            repeats,
+            width,
+            depth,
+            precision,
+            scale,
+            refine,
         )
         self.similarity = SSD() if similarity is None else similarity
-        rate = 0.5 / (sum(self.repeats) + 1)
-        networks = [update.network for update in self.updates if isinstance(update, LearnedStep)]
-        self.updates = nn.ModuleList(
-            SimilarityStep(network, self.similarity, rate, rate_scale, normalise, scale) for network in networks
+        rate, update = 0.5 / (sum(repeats) + 1), self.layer.update
+        assert isinstance(update, PerLevel)
+        update.rules = nn.ModuleList(
+            SimilarityStep(rule.network, self.similarity, rate, rate_scale, normalise, scale)
+            for rule in update.rules
+            if isinstance(rule, LearnedStep)
         )
 
     @property

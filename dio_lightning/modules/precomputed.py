@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dio_lightning.fields import on_one_grid
 from dio_lightning.fields.files import read_displacement
 from dio_lightning.fields.names import Ids, find_all, find_field, listed_pairs
+from dio_lightning.layers import Run
 from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.modules.refinement import Refinement
 from dio_lightning.pair import Pair
 
 SPLITS = {"validate": "val", "test": "test", "predict": "test"}
@@ -29,6 +32,7 @@ class Precomputed(RegistrationModule):
 
     Args:
         folder: where the files are, such as `predictions` of `dio-lightning predict`.
+        refine: see `RegistrationModule`.
 
     Raises:
         FileNotFoundError: if there is no such folder; in `setup`, naming every pair that has no file.
@@ -36,8 +40,8 @@ class Precomputed(RegistrationModule):
             another shape or place than its pair or values that are not finite.
     """
 
-    def __init__(self, folder: str) -> None:
-        super().__init__()
+    def __init__(self, folder: str, refine: Refinement | None = None) -> None:
+        super().__init__(refine=refine)
         self.folder = Path(folder).expanduser()
         self._found: dict[Ids, Path] = {}
         if not self.folder.is_dir():
@@ -75,8 +79,9 @@ class Precomputed(RegistrationModule):
             more = f" (and {len(problems) - 1} more files are not as expected)" if len(problems) > 1 else ""
             raise ValueError(problems[0] + more)
 
-    def register(self, pair: Pair) -> Float[Tensor, "b d *s"]:
-        """The displacement on the pair's grid."""
+    def register(self, pair: Pair, run: Run = Run()) -> Float[Tensor, "b d *s"]:
+        """The displacement on the pair's grid, refined where there is a refinement."""
+        self.expect_no_steps(run)
         fixed = pair["fixed"]
         if "fixed_id" not in pair or "moving_id" not in pair:
             raise ValueError("displacements in files need pairs with a fixed_id and a moving_id")
@@ -85,7 +90,8 @@ class Precomputed(RegistrationModule):
             path = self._found.get(ids) or find_field(self.folder, *ids)
             affine = pair["affine"][index].double().cpu().numpy() if "affine" in pair else None
             fields.append(read_displacement(path, fixed.shape[2:], affine))
-        return torch.stack(fields).to(fixed.device)
+        u = torch.stack(fields).to(fixed)
+        return u if self.refine is None else self.refine(on_one_grid(pair), u)[0]
 
     def _evaluate(self, pair: Pair, stage: str) -> dict[str, Tensor]:
         return {"displacement": self.register(pair)}

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from dio_lightning.fields import warp
 from dio_lightning.implicit import Solution
+from dio_lightning.layers import Record, Run
 from dio_lightning.losses import SSD, Objective
 from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.modules.refinement import Refinement
 from dio_lightning.networks import RecurrentUNet, VxmUNet
 from dio_lightning.pair import Pair
+from dio_lightning.updates import similarity_slope
 
 
 class RIIR(RegistrationModule):
@@ -36,6 +39,7 @@ class RIIR(RegistrationModule):
             together 1. A growth of 1 is uniform; γ^(T-t) is a growth of γ^(1-T).
         scale: displacements enter the network divided by this many voxels.
         differentiate_gradient: whether training differentiates the gradient input too; needs second derivatives.
+        refine: see `RegistrationModule`.
 
     Raises:
         ValueError: if the network's channels do not fit, or repeats, growth or scale are out of range.
@@ -53,8 +57,9 @@ class RIIR(RegistrationModule):
         growth: float = 10.0,
         scale: float = 5.0,
         differentiate_gradient: bool = False,
+        refine: Refinement | None = None,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, resolution)
+        super().__init__(objective, optimizer, scheduler, resolution, refine)
         if growth <= 0 or scale <= 0:
             raise ValueError(f"growth is {growth} and scale {scale}, expected positive numbers")
         self.cell, self.inner = RecurrentUNet(network), SSD() if inner is None else inner
@@ -72,21 +77,24 @@ class RIIR(RegistrationModule):
             raise ValueError(f"RIIR's repeats are {steps}, expected at least 1")
         self._repeats = steps
 
-    def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
+    def align(self, work: Pair, pair: Pair, run: Run = Run()) -> list[Solution]:
         """The last state, as a list of one."""
-        ((u, step),) = deque(self._states(fixed, moving), maxlen=1)
-        return [self._solution(u, step)]
+        count = self.steps if run.steps is None else run.steps
+        if count < 1:
+            raise ValueError(f"RIIR is asked for {count} steps, expected at least 1")
+        ((u, step),) = deque(self._states(work, count, run), maxlen=1)
+        return [self._solution(u, step, count)]
 
     def training_step(self, pair: Pair, index: int) -> Tensor:
         """The weighted loss of all states of one batch."""
         assert self.objective is not None
-        work = self._work(pair)
-        states = list(self._states(work["fixed"], work["moving"]))
+        work = self.work(pair)
+        states = list(self._states(work, self.steps))
         losses = [self.objective(work, u) for u, _ in states]
         weights = self.weights().to(losses[0]["loss"])
         # no matrix product: autocast would round the loss to three digits
         terms = {name: (weights * torch.stack([terms[name] for terms in losses])).sum() for name in losses[0]}
-        self._report(terms, [self._solution(*states[-1])], "train", len(work["fixed"]))
+        self._report(terms, [self._solution(*states[-1], self.steps)], "train", len(work["fixed"]))
         return terms["loss"]
 
     def weights(self) -> Float[Tensor, " t"]:
@@ -94,38 +102,33 @@ class RIIR(RegistrationModule):
         weights = self.growth ** torch.linspace(0, 1, self.steps, dtype=torch.float64)
         return weights / weights.sum()
 
-    def _states(self, fixed: Tensor, moving: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """u_1 to u_T (b, d, *s), each with the step that led to it."""
-        u = fixed.new_zeros(len(fixed), fixed.ndim - 2, *fixed.shape[2:])
-        memory = (None, None)
-        for _ in range(self.steps):
-            warped, slope = self._matched(u, fixed, moving)
-            step, memory = self.cell(torch.cat([u / self.scale, slope, warped, fixed], 1), memory)
+    def _states(self, work: Pair, count: int, run: Run = Run()) -> Iterator[tuple[Tensor, Tensor]]:
+        """u_1 to u_T (b, d, *s) of T = count steps, each with the step that led to it."""
+        fixed, moving = work["fixed"], work["moving"]
+        u = fixed.new_zeros(len(fixed), fixed.ndim - 2, *fixed.shape[2:]) if run.start is None else run.start
+        memory = None, None
+        _record(run, 0, u)
+        for taken in range(1, count + 1):
+            slope = self._slope(u, fixed, moving)
+            step, memory = self.cell(torch.cat([u / self.scale, slope, warp(moving, u), fixed], 1), memory)
             u = u + step
-            if self.observe is not None:
-                self.observe(u)
+            _record(run, taken, u)
             yield u, step
 
-    def _matched(self, u: Tensor, fixed: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
-        """The warped image (b, c, *s) and the inner loss's gradient (b, d, *s), of root mean square 1 a sample."""
-        attached = u.requires_grad
-        with torch.inference_mode(False), torch.enable_grad():
-            at = u if attached else u.clone().requires_grad_()
-            f, m = (x.clone() if x.is_inference() else x for x in (fixed, moving))
-            warped = warp(m, at)
-            again = attached and self.differentiate_gradient
-            (slope,) = torch.autograd.grad(self.inner(warped, f), at, retain_graph=True, create_graph=again)
-            # the mean over the batch and its voxels becomes a sum: a sample's gradient is its own, at any size
-            slope = slope * warped.numel()
-            # the bound keeps the root differentiable where the images agree
-            size = slope.square().flatten(1).mean(1).clamp(min=1e-32).sqrt()
-            slope = slope / (size + 1e-8).view(-1, *[1] * (slope.ndim - 1))
-        return warped if attached else warped.detach(), slope
+    def _slope(self, u: Tensor, fixed: Tensor, moving: Tensor) -> Float[Tensor, "b d *s"]:
+        """The inner loss's gradient, of root mean square 1 a sample."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiate_gradient):
+            return similarity_slope(self.inner, fixed, moving, u, normalise=True)
 
-    def _solution(self, u: Tensor, step: Tensor) -> Solution:
+    def _solution(self, u: Tensor, step: Tensor, count: int) -> Solution:
         """The last state; no sample stops early, and one has failed if it is not finite."""
         moved, length = (x.detach().flatten(1).norm(dim=1) for x in (step, u))
         failed = ~(moved + length).isfinite()
         residual = (moved / (length + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        steps = torch.full((len(u),), self.steps, device=u.device)
+        steps = torch.full((len(u),), count, device=u.device)
         return Solution(u, residual, steps, torch.zeros_like(failed), failed)
+
+
+def _record(run: Run, taken: int, u: Tensor) -> None:
+    if run.observe is not None:
+        run.observe(Record(0, taken, u.detach(), None, lambda z: z))

@@ -3,14 +3,16 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import nn
 
 from dio_lightning.fields import resize
 from dio_lightning.implicit import Solution
+from dio_lightning.layers import Record, Run
 from dio_lightning.losses import Objective
 from dio_lightning.modules.base import RegistrationModule
+from dio_lightning.modules.refinement import Refinement
+from dio_lightning.pair import Pair
 from dio_lightning.transformations import StationaryVelocity
 
 Variant = Literal["displacement", "diffeomorphic"]
@@ -29,6 +31,7 @@ class VoxelMorph(RegistrationModule):
         scheduler: its learning rate.
         resolution: see `RegistrationModule`.
         variant: "displacement" or "diffeomorphic".
+        refine: see `RegistrationModule`.
 
     Raises:
         ValueError: for any other variant.
@@ -42,8 +45,9 @@ class VoxelMorph(RegistrationModule):
         scheduler: LRSchedulerCallable | None = None,
         resolution: float = 1.0,
         variant: Variant = "displacement",
+        refine: Refinement | None = None,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, resolution)
+        super().__init__(objective, optimizer, scheduler, resolution, refine)
         if variant not in ("displacement", "diffeomorphic"):
             raise ValueError(f'variant must be "displacement" or "diffeomorphic", not {variant!r}')
         self.network, self.variant = network, variant
@@ -53,14 +57,15 @@ class VoxelMorph(RegistrationModule):
         """VoxelMorph, and whether it is the diffeomorphic one."""
         return "VoxelMorph" if self.variant == "displacement" else "VoxelMorph (diffeomorphic)"
 
-    def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
+    def align(self, work: Pair, pair: Pair, run: Run = Run()) -> list[Solution]:
         """One evaluation of the network; its residual says nothing and is infinite."""
-        u = self.network(torch.cat([moving, fixed], 1))
+        self.expect_no_steps(run)
+        u = self.network(torch.cat([work["moving"], work["fixed"]], 1))
         if self.variant == "diffeomorphic":
             half = [max(min(2, extent), (extent + 1) // 2) for extent in u.shape[2:]]
             u = resize(StationaryVelocity(7).displacement(resize(u, half), half), u.shape[2:])
-        if self.observe is not None:
-            self.observe(u)
+        if run.observe is not None:
+            run.observe(Record(0, 1, u.detach(), None, lambda z: z))
         once = torch.ones(len(u), dtype=torch.int64, device=u.device)
         off = torch.zeros_like(once, dtype=torch.bool)
         return [Solution(u, torch.full_like(once, torch.inf, dtype=u.dtype), once, off, off)]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dio_lightning.fields import resize
-from dio_lightning.implicit import Never
-from dio_lightning.modules import DEQReg, RegistrationModule
+from dio_lightning.layers import Record, Run
+from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
 from dio_lightning.studies.convergence_report import FILES, Curve, curves_csv, figure, markdown
 from dio_lightning.studies.files import free, write
@@ -72,17 +72,14 @@ def follow(
     module = loaded.module
     curve = Curve(loaded.name, str(loaded.weights), module.steps, {})
     varied = curve.trained <= steps and takes_steps(module)
-    if varied and isinstance(module, DEQReg):
-        module.stop = Never()
     for ids, pair in loaded.batches(limit):
         place = len(curve.pairs)
         if known is not None and ids != list(known[place : place + len(ids)]):
             raise ValueError(f"{loaded.weights} is tested on the pair {ids[0]}, the first weights are not")
         found = None
         if varied:
-            module.steps = steps
-            found = _watched(loaded, pair, seen_steps(at, pair["fixed"].ndim - 2, steps, [curve.trained]))
-            module.steps, varied = curve.trained, found is not None
+            found = _watched(loaded, pair, steps, seen_steps(at, pair["fixed"].ndim - 2, steps, [curve.trained]))
+            varied = found is not None
         if found is None:
             with torch.no_grad():
                 found = {curve.trained: score(module.register(pair), pair, loaded.scores)}
@@ -105,13 +102,11 @@ def takes_steps(module: RegistrationModule) -> bool:
     return True
 
 
-def _watched(loaded: Loaded, pair: Pair, at: Sequence[int]) -> dict[int, dict[str, Tensor]] | None:
+def _watched(loaded: Loaded, pair: Pair, steps: int, at: Sequence[int]) -> dict[int, dict[str, Tensor]] | None:
     """Scores of one batch by step, None if the method does not report its steps."""
     watch = _Watch(loaded, pair, at)
-    loaded.module.observe = watch
     with torch.no_grad():
-        loaded.module.register(pair)
-    loaded.module.observe = None
+        loaded.module.register(pair, Run(steps=steps, observe=watch))
     return watch.all() if watch.last is not None else None
 
 
@@ -126,9 +121,12 @@ class _Watch:
     count: int = 0
     last: Tensor | None = None
 
-    def __call__(self, u: Tensor) -> None:
-        """See the displacement (b, d, *s) on the working grid after one more step."""
-        self.count += 1
+    def __call__(self, record: Record) -> None:
+        """See one state; of the finest level, the last that is entered, those after a step count."""
+        if record.step == 0:
+            self.count, self.found, self.last = 0, {}, None
+            return
+        u, self.count = record.displacement, record.step
         if self.count in self.at:
             self.found[self.count] = {**self._score(u), "residual": _change(u, self.last)}
         self.last = u.clone()

@@ -1,13 +1,11 @@
 """A test pair brought to rest, and what a gradient of its loss is taken with respect to."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dio_lightning.fields import Grid, regrid, spanning
 from dio_lightning.implicit import (
     Adjoint,
     AdjointReport,
@@ -20,7 +18,7 @@ from dio_lightning.implicit import (
     iterate,
 )
 from dio_lightning.implicit.adjoints import Solve
-from dio_lightning.layers import OptimizerLayer
+from dio_lightning.layers.optimizer import pyramid
 from dio_lightning.losses import at_size
 from dio_lightning.modules import DIO, DEQReg
 from dio_lightning.pair import Pair
@@ -68,24 +66,23 @@ class Equilibrium:
 
 def of_deqreg(module: DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
     """The fixed point, by Anderson's steps until the relative residual is 1e-5 or `max_steps` are taken."""
-    work, objective, model = module._work(pair), module.objective, module.transformation
+    (problem, start), work, objective = module.problem(pair), module.work(pair), module.objective
     assert objective is not None
-    update = module.update.on(work["fixed"], work["moving"], model)
-    start, size = model.initial(work["fixed"]), work["fixed"].shape[2:]
 
     def solve(z: Tensor) -> Solution:
-        steps, retract = module.max_steps, model.retract
-        return iterate(update, z, module.solver, max_steps=steps, stop=Never(), advance=retract)
+        return iterate(
+            problem.update, z, module.layer.solver, max_steps=module.steps, stop=Never(), advance=problem.advance
+        )
 
     with torch.no_grad():
-        solution = iterate(update, start, Anderson(), max_steps=max_steps, stop=TIGHT, advance=model.retract)
+        solution = iterate(problem.update, start, Anderson(), max_steps=max_steps, stop=TIGHT, advance=problem.advance)
     return Equilibrium(
-        update,
+        problem.update,
         start,
         solution,
         solve,
-        module.max_steps,
-        lambda z: objective(work, model.displacement(z, size))["loss"],
+        module.steps,
+        lambda z: objective(work, problem.displacement(z))["loss"],
         [p for p in module.parameters() if p.requires_grad],
         lambda gradients: gradients,
     )
@@ -93,12 +90,12 @@ def of_deqreg(module: DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
 
 def of_dio(module: DIO, pair: Pair) -> Equilibrium:
     """The finest level as it is trained, its start by the coarser ones; gradients pass its features alone."""
-    work, objective, layer = module._work(pair), module.objective, copy.copy(module.layer)
+    work, objective, layer, steps = module.work(pair), module.objective, module.layer, module.steps
     assert objective is not None
-    levels = module.features.levels[: int(module.open_levels)]
-    steps, model = layer.iterations[len(levels) - 1], layer.transformation
-    fixed, moving = module.features(work["fixed"], levels), module.features(work["moving"], levels)
-    weights = [p for p in module.features.parameters() if p.requires_grad]
+    fixed, moving, grids = module.pyramids(work, pair)
+    size = work["fixed"].shape[2:]
+    levels, weights = pyramid(fixed, moving, grids, size, work), [p for p in module.parameters() if p.requires_grad]
+    start, small = layer.finest(levels, size)[1].detach(), at_size(work, fixed[-1].shape[2:])
 
     def to_weights(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         finest = [fixed[-1], moving[-1]]
@@ -106,42 +103,19 @@ def of_dio(module: DIO, pair: Pair) -> Equilibrium:
             finest, weights, list(gradients), retain_graph=True, allow_unused=True, materialize_grads=True
         )
 
-    whole, grids = work["fixed"].shape[2:], module.features.grids(work["fixed"].shape[2:], levels)
-    start, size = _start(layer, fixed, moving, grids), grids[-1].size
-    small = at_size(work, size)
-
-    def loss(z: Tensor) -> Tensor:
-        u = regrid(model.displacement(z, size), grids[-1], spanning(whole, size))
-        return objective(small, u)["loss"]
-
     def solved() -> Equilibrium:
         f, m = (features[-1].detach().requires_grad_() for features in (fixed, moving))
-        layer.adjoint = seen = _Seen()
-        solution = layer.solve(f, m, start, steps)
-        assert seen.solve is not None and seen.update is not None
-        return Equilibrium(seen.update, start, solution, seen.solve, steps, loss, [f, m], to_weights, solved)
+        problem = layer.problem(replace(levels[-1], fixed=f, moving=m), size)
+
+        def solve(z: Tensor) -> Solution:
+            return iterate(problem.update, z, layer.solver, max_steps=steps, stop=layer.stop, advance=problem.advance)
+
+        with torch.no_grad():
+            solution = solve(start)
+
+        def loss(z: Tensor) -> Tensor:
+            return objective(small, problem.displacement(z))["loss"]
+
+        return Equilibrium(problem.update, start, solution, solve, steps, loss, [f, m], to_weights, solved)
 
     return solved()
-
-
-def _start(layer: OptimizerLayer, fixed: Sequence[Tensor], moving: Sequence[Tensor], grids: Sequence[Grid]) -> Tensor:
-    """Parameters at which the finest level starts in training, where the phantom steps of coarser ones count."""
-    model = layer.transformation
-    z = model.initial(fixed[0])
-    for level, (f, m, steps) in enumerate(zip(fixed[:-1], moving[:-1], layer.iterations, strict=False)):
-        z = layer.solve(f, m, z, steps).value.detach()
-        z = model.regrid(z, grids[level], grids[level + 1])
-    return z
-
-
-class _Seen(Adjoint):
-    """Solves without a graph, and keeps the solve and the update that it was given."""
-
-    def __init__(self) -> None:
-        self.solve: Solve | None = None
-        self.update: Update | None = None
-
-    def __call__(self, solve: Solve, update: Update, z0: Tensor) -> Solution:
-        self.solve, self.update = solve, update
-        with torch.no_grad():
-            return solve(z0)

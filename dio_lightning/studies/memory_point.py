@@ -93,7 +93,7 @@ def prepare(point: Point) -> RegistrationModule:
     if point.phantom is not None:
         if not isinstance(module, DEQReg):
             raise ValueError(f"{point.weights}: {module.title} has no phantom steps to set, only DEQReg has")
-        module.adjoint = PhantomAdjoint(point.phantom, checkpointed=point.checkpointed)
+        module.layer.adjoint = PhantomAdjoint(point.phantom, checkpointed=point.checkpointed)
     return module.train()
 
 

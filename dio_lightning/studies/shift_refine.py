@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dio_lightning.fields import on_one_grid, resize
 from dio_lightning.implicit import Adam, Never
-from dio_lightning.layers import OptimizerLayer
+from dio_lightning.layers import OptimizerLayer, Run
 from dio_lightning.losses import LNCC, at_size
 from dio_lightning.pair import Pair
 from dio_lightning.transformations import Diffeomorphism, Transformation
@@ -57,5 +57,5 @@ class Refinement:
             [self.steps], update, Adam(self.rate), self.transformation, stop=Never(), field_sigma=0.0
         )
         with torch.no_grad():
-            found = layer.solve(work["fixed"], work["moving"], start, self.steps).value
+            found = layer([work["fixed"]], [work["moving"]], pair=work, run=Run(start=start))[-1].value
         return found if self.resolution == 1 else u + resize(found - start, u.shape[2:])

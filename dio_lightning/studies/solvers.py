@@ -2,21 +2,22 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dio_lightning.fields import resize
-from dio_lightning.implicit import Anderson, Broyden, Evaluation, Picard, Solver, StopRule
+from dio_lightning.implicit import Anderson, Broyden, Picard, Solver
+from dio_lightning.layers import Record, Run
 from dio_lightning.modules import DEQReg
 from dio_lightning.pair import Pair
 from dio_lightning.studies.files import free, write
 from dio_lightning.studies.loading import Loaded, PairId, load_all
 from dio_lightning.studies.scoring import check_counts, score, seen_steps
-from dio_lightning.studies.solvers_report import FILES, TOLERANCES, Run, figure, markdown, tolerances_csv, traces_csv
+from dio_lightning.studies.solvers_report import FILES, TOLERANCES, figure, markdown, tolerances_csv, traces_csv
+from dio_lightning.studies.solvers_report import Run as SolverRun
 
 
 def solvers(
@@ -57,7 +58,7 @@ def solvers(
     for one in loaded:
         if not isinstance(one.module, DEQReg):
             raise ValueError(f"{one.weights} is {one.module.title}: solvers are studied on DEQReg alone")
-    runs: list[Run] = []
+    runs: list[SolverRun] = []
     while loaded:
         start, one = time.perf_counter(), loaded.pop(0)
         runs += [measure(one, name, solver, max_steps, at, limit) for name, solver in chosen.items()]
@@ -85,56 +86,43 @@ def variants(dampings: Sequence[float]) -> dict[str, Solver]:
 
 def measure(
     loaded: Loaded, name: str, solver: Solver, max_steps: int, at: Sequence[int] | None, limit: int | None
-) -> Run:
+) -> SolverRun:
     """One solver on all pairs of one set of weights."""
-    module, run = loaded.module, Run(name, str(loaded.weights), {}, {})
+    module, run = loaded.module, SolverRun(name, str(loaded.weights), {}, {})
     assert isinstance(module, DEQReg)
-    module.solver, module.steps = solver, max_steps
+    module.layer.solver = solver
     for ids, pair in loaded.batches(limit):
         trace = _Trace(loaded, pair, ids, seen_steps(at, pair["fixed"].ndim - 2, max_steps), run)
-        module.stop, module.observe = trace, trace.observe
         with torch.no_grad():
-            module.register(pair)
-        module.observe = None
+            module.register(pair, Run(steps=max_steps, observe=trace))
     return run
 
 
 @dataclass
-class _Trace(StopRule):
-    """Never stops, but takes down what it is asked about: residuals, and Dice at the states that matter."""
+class _Trace:
+    """Takes down the residual at every state that is evaluated, and Dice at those that matter."""
 
     loaded: Loaded
     pair: Pair
     ids: Sequence[PairId]
     at: Sequence[int]
-    run: Run
-    evaluations: int = 0
-    state: Tensor | None = None
-    known: dict[int, Tensor] = field(default_factory=dict)
+    run: SolverRun
 
-    def observe(self, u: Tensor) -> None:
-        """The displacement (b, d, *s) on the working grid at which f is evaluated next."""
-        self.state = u
-
-    def __call__(self, seen: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
-        """Take down one evaluation; no sample stops."""
-        self.evaluations += 1
-        relative = (seen.residual / (seen.norm + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf).tolist()
+    def __call__(self, record: Record) -> None:
+        """Take down one state; evaluations are counted from 1, the first at the identity."""
+        if record.evaluation is None:
+            return
+        evaluations, (residual, size, _) = record.step + 1, record.evaluation
+        relative = (residual / (size + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf).tolist()
         dice: list[float] | None = None
         for sample, (pair, value) in enumerate(zip(self.ids, relative, strict=True)):
             before = self.run.residuals.setdefault(pair, [])
             before.append(value)
             lowest = min(before[:-1], default=torch.inf)
-            if self.evaluations in self.at or any(value <= tolerance < lowest for tolerance in TOLERANCES):
-                dice = self._dice() if dice is None else dice
-                self.run.dice.setdefault(pair, {})[self.evaluations] = dice[sample]
-        return torch.zeros_like(seen.residual, dtype=torch.bool), state
+            if evaluations in self.at or any(value <= tolerance < lowest for tolerance in TOLERANCES):
+                dice = self._dice(record.displacement) if dice is None else dice
+                self.run.dice.setdefault(pair, {})[evaluations] = dice[sample]
 
-    def _dice(self) -> list[float]:
-        """Dice of every sample at the state that is evaluated, the identity before the first step."""
-        fixed = self.pair["fixed"]
-        if self.state is None:
-            u = fixed.new_zeros(len(fixed), fixed.ndim - 2, *fixed.shape[2:])
-        else:
-            u = resize(self.state, fixed.shape[2:])
-        return score(u, self.pair, self.loaded.scores)["dice"].tolist()
+    def _dice(self, u: Tensor) -> list[float]:
+        """Dice of every sample at a state on the working grid."""
+        return score(resize(u, self.pair["fixed"].shape[2:]), self.pair, self.loaded.scores)["dice"].tolist()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dio_lightning.implicit import Update
 from dio_lightning.implicit.batch import norm, spread
+from dio_lightning.level import Level
 from dio_lightning.ops import match
 from dio_lightning.transformations import Transformation
 
@@ -25,10 +26,8 @@ class UpdateRule(ABC):
     # no dataclass itself: the command line would take a dataclass for the only class allowed
 
     @abstractmethod
-    def on(
-        self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], transformation: Transformation
-    ) -> Update:
-        """The update for these features; it may leave its energy, (b,), in `.energy` for the stop rule."""
+    def on(self, level: Level, transformation: Transformation) -> Update:
+        """The update for the features of a level; it may leave its energy, (b,), in `.energy` for the stop rule."""
 
 
 class SmoothedRule(UpdateRule):
@@ -66,19 +65,17 @@ class Descent(SmoothedRule):
     regularity: float = 0.0
     normalise: bool = True
 
-    def on(
-        self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], transformation: Transformation
-    ) -> "BoundDescent":
+    def on(self, level: Level, transformation: Transformation) -> "BoundDescent":
         """The update for these features."""
-        return BoundDescent(self, fixed, moving, transformation)
+        return BoundDescent(self, level, transformation)
 
 
 class BoundUpdate(ABC):
     """An update f; after a call, `energy`, (b,), is the energy at its argument."""
 
-    def __init__(self, settings: SmoothedRule, fixed: Tensor, moving: Tensor, transformation: Transformation) -> None:
+    def __init__(self, settings: SmoothedRule, level: Level, transformation: Transformation) -> None:
         self.settings, self.transformation = settings, transformation
-        self.fixed, self.moving = fixed, moving
+        self.fixed, self.moving = level.fixed, level.moving
         self.energy: Tensor | None = None
         self._least: Tensor | None = None
 
@@ -126,9 +123,9 @@ class BoundUpdate(ABC):
 class BoundDescent(BoundUpdate):
     """The update of `Descent` for two feature maps."""
 
-    def __init__(self, settings: Descent, fixed: Tensor, moving: Tensor, transformation: Transformation) -> None:
-        super().__init__(settings, fixed, moving, transformation)
-        self.normalise, self.scale = settings.normalise, _scale(fixed, settings.normalise)
+    def __init__(self, settings: Descent, level: Level, transformation: Transformation) -> None:
+        super().__init__(settings, level, transformation)
+        self.normalise, self.scale = settings.normalise, _scale(level.fixed, settings.normalise)
 
     def slope(self, u: Tensor) -> Tensor:
         """Gradient of the energy with respect to the displacement."""

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dio_lightning.implicit.batch import spread
+from dio_lightning.level import Level
 from dio_lightning.ops import match, match_blocks
 from dio_lightning.transformations import Transformation
 from dio_lightning.updates.descent import BoundDescent, Descent
@@ -39,7 +40,7 @@ class GaussNewton(Descent):
                 "expected a positive damping and step, and a residual damping of at least 0"
             )
 
-    def on(self, fixed: Tensor, moving: Tensor, transformation: Transformation) -> "BoundGaussNewton":
+    def on(self, level: Level, transformation: Transformation) -> "BoundGaussNewton":
         """The update for these features.
 
         Raises:
@@ -49,7 +50,7 @@ class GaussNewton(Descent):
             raise ValueError(
                 f"GaussNewton needs a transformation whose parameters are the displacement, not {transformation}"
             )
-        return BoundGaussNewton(self, fixed, moving, transformation)
+        return BoundGaussNewton(self, level, transformation)
 
 
 class BoundGaussNewton(BoundDescent):

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dio_lightning.level import Level
 from dio_lightning.transformations import Transformation
 from dio_lightning.updates.descent import BoundUpdate, SmoothedRule
 from dio_lightning.updates.similarity import similarity_slope
@@ -33,11 +34,9 @@ class ImageDescent(SmoothedRule):
     sigma: float = 1.0
     regularity: float = 0.0
 
-    def on(
-        self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], transformation: Transformation
-    ) -> "BoundImageDescent":
+    def on(self, level: Level, transformation: Transformation) -> "BoundImageDescent":
         """The update for these images, or feature maps."""
-        return BoundImageDescent(self, fixed, moving, transformation)
+        return BoundImageDescent(self, level, transformation)
 
 
 class BoundImageDescent(BoundUpdate):

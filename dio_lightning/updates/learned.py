@@ -1,11 +1,14 @@
 """The update that a network proposes: DEQReg's f, and the step of every unrolled method."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dio_lightning.fields import warp
 from dio_lightning.implicit import Update
+from dio_lightning.level import Level
 from dio_lightning.transformations import Transformation
 from dio_lightning.updates.descent import UpdateRule
 
@@ -34,14 +37,13 @@ class LearnedStep(nn.Module, UpdateRule):
             raise ValueError(f"scale is {scale} and leak {leak}, expected a positive number and one in [0, 1)")
         self.network, self.scale, self.state_in_input, self.leak = network, scale, state_in_input, leak
 
-    def on(
-        self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"], transformation: Transformation
-    ) -> Update:
+    def on(self, level: Level, transformation: Transformation) -> Update:
         """The update for these images.
 
         Raises:
             ValueError: if the transformation's parameters are no field.
         """
+        fixed, moving = level.fixed, level.moving
         if transformation.initial(fixed).shape[2:] != fixed.shape[2:]:
             raise ValueError(f"a network proposes a field, {type(transformation).__name__} has no field to step on")
 
@@ -57,3 +59,21 @@ class LearnedStep(nn.Module, UpdateRule):
         """g, in voxels."""
         images = [warp(moving, u), fixed]
         return self.network(torch.cat([u / self.scale, *images] if self.state_in_input else images, 1))
+
+
+class PerLevel(nn.Module, UpdateRule):
+    """A rule of its own for every level of a pyramid.
+
+    Args:
+        rules: one a level, coarse to fine.
+    """
+
+    def __init__(self, rules: Sequence[LearnedStep]) -> None:
+        super().__init__()
+        self.rules = nn.ModuleList(rules)
+
+    def on(self, level: Level, transformation: Transformation) -> Update:
+        """The update of this level's rule."""
+        rule = self.rules[level.index]
+        assert isinstance(rule, UpdateRule)
+        return rule.on(level, transformation)
