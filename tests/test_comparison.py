@@ -289,3 +289,15 @@ def test_the_caption_names_what_was_changed_at_test_time(tmp_path, command):
     command("compare", a, b, "--out", "t.md")
     text = (tmp_path / "t.md").read_text(encoding="utf-8")
     assert "Data: tested. a is DIO (FreeForm)." in text and "b is" not in text
+
+
+def test_distances_in_voxels_are_not_called_millimetres(tmp_path, command, capsys):
+    """`unit_spacing` gives Hausdorff distances in voxels; every table said mm."""
+    a, b = (write(tmp_path / name, hd95=GOOD, tre=BAD) for name in "ab")
+    (a / "summary.json").write_text('{"units": {"hd95": "voxels"}}')
+    with pytest.raises(SystemExit):
+        command("compare", a, b, "--out", "t.md")
+    assert f"hd95 is in voxels in {a} and in mm in {b}" in capsys.readouterr().err
+    command("compare", a, b, "--out", "t.md", "--metrics", "tre")
+    command("compare", a, "--out", "t.md", "--overwrite")
+    assert (tmp_path / "t.md").read_text().splitlines()[0] == "| method | HD95 (voxels) | TRE (mm) |"

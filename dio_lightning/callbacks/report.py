@@ -1,6 +1,7 @@
 """What a test run leaves behind: tables of scores and their summary in files, and a table on the terminal."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dio_lightning.callbacks.gathering import Scored
@@ -11,20 +12,28 @@ from dio_lightning.scores.table import Cell, Table
 from dio_lightning.scores.vocabulary import look_up
 
 
-def write_run(folder: Path, scored: Sequence[Scored], names: Mapping[int, str], config_text: str, method: str) -> None:
+@dataclass(frozen=True)
+class About:
+    """What a run's files say beside its scores: the config that is hashed, what was run, units that are unusual."""
+
+    config_text: str
+    method: str
+    units: Mapping[str, str]
+
+
+def write_run(folder: Path, scored: Sequence[Scored], names: Mapping[int, str], about: About) -> None:
     """Write metrics.csv (a row a pair), metrics_per_label.csv and summary.json; each replaces another one whole.
 
     Args:
         folder: where they go.
         scored: the pairs.
         names: of the labels, as far as they have any.
-        config_text: the config that is hashed into the summary.
-        method: what was run.
+        about: the run.
     """
     rows = [pair.row for pair in scored]
     write_atomic(folder / "metrics.csv", to_csv(rows, (*IDS, *scores_of(rows))))
     write_atomic(folder / "metrics_per_label.csv", to_csv(label_rows(scored, names), label_columns()))
-    write_atomic(folder / "summary.json", summary_json(rows, config_text, method))
+    write_atomic(folder / "summary.json", summary_json(rows, about.config_text, about.method, about.units))
 
 
 def label_rows(scored: Sequence[Scored], names: Mapping[int, str]) -> list[Row]:
@@ -38,15 +47,15 @@ def label_rows(scored: Sequence[Scored], names: Mapping[int, str]) -> list[Row]:
     return rows
 
 
-def terminal_table(rows: Sequence[Row], method: str) -> Table:
+def terminal_table(rows: Sequence[Row], about: About) -> Table:
     """Mean ± standard deviation of every score, the identity beside the method."""
     scores, identity = summary(rows)
     cells = [
-        [titled(name), *map(Cell, (spread(identity.get(name)), spread(values, len(rows))))]
+        [titled(name, about.units.get(name)), *map(Cell, (spread(identity.get(name)), spread(values, len(rows))))]
         for name, values in scores.items()
     ]
     title = f"Test scores, mean ± std over {len(rows)} pair{'s' if len(rows) != 1 else ''}"
-    return Table(["score", "identity", method], cells, title)
+    return Table(["score", "identity", about.method], cells, title)
 
 
 def titled(name: str, unit: str | None = None) -> Cell:

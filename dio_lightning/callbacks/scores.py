@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dio_lightning.callbacks.gathering import Scored, gather, next_key
 from dio_lightning.callbacks.monitors import check_modes, check_names
-from dio_lightning.callbacks.report import terminal_table, write_run
+from dio_lightning.callbacks.report import About, terminal_table, write_run
 from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.metrics.landmarks import Order
 from dio_lightning.metrics.overlap import LabelMode
@@ -150,11 +150,12 @@ class RegistrationScores(Callback):
         _log(pl_module, "test", rows)
         if not trainer.is_global_zero or not rows:
             return
+        about = About(self._config(pl_module), self._method(pl_module), self.test_options.units)
         if not getattr(trainer, "fast_dev_run", False):
             names = getattr(getattr(trainer, "datamodule", None), "label_names", None) or {}
-            write_run(Path(trainer.default_root_dir), scored, names, self._config(pl_module), self._method(pl_module))
+            write_run(Path(trainer.default_root_dir), scored, names, about)
         if self.print_table:
-            Console().print(terminal_table(rows, self._method(pl_module)).rich())
+            Console().print(terminal_table(rows, about).rich())
 
     def _score(
         self, loaders: object, outputs: object, batch: Pair, loader: int, options: ScoreOptions, cost: Row

@@ -27,6 +27,11 @@ class ScoreOptions:
     masked: bool = False
     min_voxels: int = 1
 
+    @property
+    def units(self) -> dict[str, str]:
+        """Units of scores, where they are others than the vocabulary's."""
+        return dict.fromkeys(("hd95", "hd"), "voxels") if self.unit_spacing else {}
+
 
 @dataclass(frozen=True)
 class Registered:

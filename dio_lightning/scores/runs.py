@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -19,7 +19,7 @@ from dio_lightning.scores.vocabulary import look_up
 class Run:
     """A folder that `dio-lightning test` wrote: its scores by pair and by name, its data's name, and what was run.
 
-    The last two are empty where no file says them.
+    The last are empty where no file says them; `units` are those that are others than the vocabulary's.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Run:
     scores: Mapping[PairId, Mapping[str, float]]
     data: str
     method: str = ""
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def values(self, score: str) -> Values:
         """One score of every pair."""
@@ -115,7 +116,7 @@ def read_run(name: str, folder: Path) -> Run:
             scores[pair] = {key: _number(path, key, row[key]) for key in row if key and key not in IDS}
     if not scores:
         raise ValueError(f"{path} has no pairs")
-    return Run(name, folder, scores, _data(folder), _method(folder))
+    return Run(name, folder, scores, _data(folder), *_about(folder))
 
 
 def present(methods: Sequence[Method]) -> list[str]:
@@ -127,6 +128,20 @@ def present(methods: Sequence[Method]) -> list[str]:
 def _of_identity(row: Iterable[str]) -> list[str]:
     """Names of the scores of u = 0."""
     return [name for name in row if name.endswith(SUFFIX)]
+
+
+def unit_of(methods: Sequence[Method], score: str) -> str | None:
+    """The unit of a score in all runs that have it, None for the vocabulary's.
+
+    Raises:
+        ValueError: two runs have it in two units.
+    """
+    runs = [run for method in methods for run in method.runs if any(score in row for row in run.scores.values())]
+    for run in runs:
+        if run.units.get(score) != runs[0].units.get(score):
+            units = [one.units.get(score, look_up(score).unit) for one in (runs[0], run)]
+            raise ValueError(f"{score} is in {units[0]} in {runs[0].folder} and in {units[1]} in {run.folder}")
+    return runs[0].units.get(score) if runs else None
 
 
 def _split(text: str) -> tuple[str, Path, bool]:
@@ -164,14 +179,15 @@ def _data(folder: Path) -> str:
     return Path(str(root)).name if root else str(data.get("class_path", "")).rpartition(".")[2]
 
 
-def _method(folder: Path) -> str:
-    """What summary.json says was run: the module's title, and what was changed in it at test time."""
+def _about(folder: Path) -> tuple[str, dict[str, str]]:
+    """What summary.json says was run, the module's title and what was changed in it at test time, and its units."""
     path = folder / "summary.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError:
         raise ValueError(f"{path} is not JSON") from None
-    return str(content.get("method", "")) if isinstance(content, dict) else ""
+    content = content if isinstance(content, dict) else {}
+    return str(content.get("method", "")), dict(content.get("units") or {})
 
 
 def _check_pairs(run: Run, first: Run) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -63,6 +63,12 @@ class Score:
     def tested(self) -> bool:
         """Whether methods are compared on it."""
         return self.kind == "pair" and self.better != "neither"
+
+    def measured_in(self, unit: str | None) -> "Score":
+        """The same score in another unit; as it is for None."""
+        if unit is None or not self.unit:
+            return self
+        return replace(self, unit=unit, heading=self.heading.replace(f"({self.unit})", f"({unit})"))
 
     def text(self, value: float, size: float | None = None) -> str:
         """The number as tables have it; with `size`, as that number is written: a deviation like its mean."""

@@ -70,13 +70,13 @@ def finite_mean(values: Iterable[float]) -> float:
     return statistics.fmean(finite) if finite else math.nan
 
 
-def summary_json(rows: Sequence[Row], config_text: str, method: str = "") -> str:
-    """Score name -> mean, std, median, n; beside them "identity", "method", "config_hash" and "versions".
+def summary_json(rows: Sequence[Row], config_text: str, method: str = "", units: Mapping[str, str] = {}) -> str:
+    """Score name -> mean, std, median, n; beside them "identity", "method", "units", "config_hash" and "versions".
 
-    What has no number is null.
+    What has no number is null; `units` are those that are others than the vocabulary's.
     """
     scores, identity = summary(rows)
-    about = {"method": method, "config_hash": digest(config_text), "versions": versions()}
+    about = {"method": method, "units": dict(units), "config_hash": digest(config_text), "versions": versions()}
     return json.dumps({**scores, "identity": identity, **about}, indent=2) + "\n"
 
 

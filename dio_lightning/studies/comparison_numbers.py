@@ -8,7 +8,7 @@ from typing import Literal
 
 from dio_lightning.scores import SCORES, Score, expect, look_up
 from dio_lightning.scores.rows import PairId
-from dio_lightning.scores.runs import Method, present
+from dio_lightning.scores.runs import Method, present, unit_of
 from dio_lightning.scores.statistics import Comparison, holm, paired
 from dio_lightning.scores.summary import moments, per_unit, unit
 
@@ -83,7 +83,8 @@ def study(methods: Sequence[Method], scores: Sequence[str] | None, reference: st
         raise ValueError(f"--reference {reference!r} is none of the runs: expected one of {', '.join(names)}")
     if not 0 < alpha < 1:
         raise ValueError(f"--alpha must be between 0 and 1, not {alpha}")
-    chosen = [look_up(name) for name in _choose(scores, present(methods))]
+    names_shown = _choose(scores, present(methods))
+    chosen = [look_up(name).measured_in(unit_of(methods, name)) for name in names_shown]
     entries: dict[tuple[str, str], Entry] = {}
     for score in chosen:
         plain = [_entry(method, score.name) for method in methods]
