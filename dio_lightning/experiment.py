@@ -22,7 +22,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dio_lightning.arguments import ordered, short, without_leftovers
 from dio_lightning.callbacks.checkpoints import Best, Last, newest
-from dio_lightning.callbacks.files import remove_leftovers, write_atomic
 from dio_lightning.callbacks.panels import Panels
 from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.callbacks.signals import StopAtSignal
@@ -30,6 +29,7 @@ from dio_lightning.callbacks.writer import FieldWriter
 from dio_lightning.checkpoint_files import CONFIG, damage
 from dio_lightning.checkpoints import AtomicCheckpointIO, load_weights, trained_config
 from dio_lightning.errors import debugging, fail
+from dio_lightning.files import remove_leftovers, write_atomic
 from dio_lightning.folder_cli import FolderCLI
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.run_folders import default_folder, names_folder

@@ -9,9 +9,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from dio_lightning.callbacks.pair_scores import one_pair, score_pair
 from dio_lightning.fields import resize
 from dio_lightning.layers import Run
+from dio_lightning.scores.pairs import one_pair, score_pair
 from dio_lightning.studies.convergence import Convergence
 from dio_lightning.studies.loading import Loaded, load
 from dio_lightning.studies.records import NO_PAIR, Record, Records

@@ -11,13 +11,13 @@ import yaml
 from torch import nn
 
 from data_modules import SyntheticPairs
-from dio_lightning.callbacks.pair_scores import ScoreOptions
 from dio_lightning.implicit import Anderson, Broyden, Picard, Solver
 from dio_lightning.modules import DEQReg
+from dio_lightning.scores.registered import ScoreOptions
 from dio_lightning.studies.loading import Loaded
 from dio_lightning.studies.records import Record, Records
-from dio_lightning.studies.scoring import score
 from dio_lightning.studies.solvers import TOLERANCES, Solvers, needed, reached, solvers
+from dio_lightning.studies.watching import score
 from dio_lightning.updates import LearnedStep
 
 RATES, STEPS = (0.5, 0.8), 30
@@ -65,7 +65,7 @@ def test_picard_is_counted_as_it_is_by_hand(loaded):
             assert set(dices[solve]) == firsts | {1, 4, STEPS}
             one = {key: value[i : i + 1] for key, value in batch.items()}
             for k, dice in dices[solve].items():
-                assert dice == pytest.approx(score(z[k - 1], one, loaded.scores)["dice"].item(), abs=1e-6)
+                assert dice == pytest.approx(score(z[k - 1], one, loaded)["dice"].item(), abs=1e-6)
             for tolerance in TOLERANCES:
                 count = needed(records, "S", tolerance)[solve]
                 assert count == next((k for k, r in enumerate(expected, 1) if r <= tolerance), float("inf"))

@@ -7,13 +7,13 @@ import pytest
 import torch
 import yaml
 
+from dio_lightning.footprint import MIB, Cost, LiveTensors, SavedTensors, images
 from dio_lightning.implicit import PhantomAdjoint
 from dio_lightning.losses import LNCC, Diffusion, Objective
 from dio_lightning.modules import RIIR, DEQReg, RegistrationModule, Unrolling, VoxelMorph
 from dio_lightning.networks import VxmUNet
-from dio_lightning.studies.live import MIB, LiveTensors, SavedTensors
 from dio_lightning.studies.memory import Memory, expected, sweep
-from dio_lightning.studies.memory_point import Cost, Point, dimension, here, images
+from dio_lightning.studies.memory_point import Point, dimension, here
 from dio_lightning.studies.records import NO_PAIR, Record, Records
 from dio_lightning.updates import LearnedStep
 

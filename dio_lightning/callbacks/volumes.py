@@ -10,9 +10,9 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dio_lightning.callbacks.files import replacing
 from dio_lightning.fields import warp
 from dio_lightning.fields.worlds import transport
+from dio_lightning.files import replacing
 from dio_lightning.headers import Header, Unreadable, read_header
 from dio_lightning.pair import Pair
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, NamedTuple
 
-from dio_lightning.studies.records import Record, Records, mean
+from dio_lightning.scores.summary import finite_mean
+from dio_lightning.studies.records import Record, Records
 from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
 from dio_lightning.studies.study import PairStudy, option
 
@@ -162,7 +163,7 @@ class Adjoints(PairStudy):
                 shown = [m for m in _methods(records, model) if m.kind in ("phantom", WHOLE)]
                 for kind, damping in dict.fromkeys((m.kind, m.damping) for m in shown):
                     steps = sorted(m.steps for m in shown if (m.kind, m.damping) == (kind, damping))
-                    means = [mean(_values(records, model, Method(kind, k, damping), quantity)) for k in steps]
+                    means = [finite_mean(_values(records, model, Method(kind, k, damping), quantity)) for k in steps]
                     suffix = f", damping {damping:g}" if kind == "phantom" else ""
                     lines.append(Line(f"{model}: {kind}{suffix}", steps, means))
             panels.append(Panel("phantom steps T", title, lines, scale))

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dio_lightning.footprint import MIB, LiveTensors, SavedTensors
 from dio_lightning.implicit import (
     Adjoint,
     AdjointReport,
@@ -31,7 +32,6 @@ from dio_lightning.layers.optimizer import pyramid
 from dio_lightning.losses import at_size
 from dio_lightning.modules import DIO, DEQReg
 from dio_lightning.pair import Pair
-from dio_lightning.studies.live import MIB, LiveTensors, SavedTensors
 
 TIGHT = Residual(1e-5)
 

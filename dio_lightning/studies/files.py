@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from dio_lightning.callbacks.files import replacing
+from dio_lightning.files import replacing
 
 
 def free(folder: Path, names: Sequence[str], overwrite: bool) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningDataModule
 
-from dio_lightning.callbacks.pair_scores import ScoreOptions
 from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.experiment import RegistrationCLI, prepare
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
-from dio_lightning.studies.records import PairId
+from dio_lightning.scores.registered import ScoreOptions
+from dio_lightning.scores.rows import PairId
 
 
 @dataclass(frozen=True)

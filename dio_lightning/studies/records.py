@@ -1,13 +1,13 @@
 """What a study measures: long records, one number each, and how they are looked up."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-PairId = tuple[str, str]
-"""fixed_id, moving_id."""
+from dio_lightning.scores.rows import PairId
+from dio_lightning.scores.summary import moments
+
 NO_PAIR: PairId = ("", "")
 Condition = Any
 """Under what a number was taken, hashable: a step, a domain, an adjoint."""
@@ -95,8 +95,6 @@ class Records:
 
     def moments(self, method: str, quantity: str, condition: Condition, seed: str | None = None) -> Moments:
         """Over pairs, each the mean over seeds; slices of one pair of subjects are averaged first."""
-        from dio_lightning.studies.scoring import moments
-
         return Moments(*moments(self.pairs(method, quantity, condition, seed)))
 
     def traces(self, method: str, quantity: str, seed: str | None = None) -> dict[Solve, dict[Condition, float]]:
@@ -106,9 +104,3 @@ class Records:
             for solve, value in self.solves(method, quantity, condition, seed).items():
                 traces.setdefault(solve, {})[condition] = value
         return traces
-
-
-def mean(values: Iterable[float]) -> float:
-    """Of the finite numbers; NaN if there are none."""
-    finite = [value for value in values if math.isfinite(value)]
-    return fmean(finite) if finite else math.nan

@@ -1,7 +1,6 @@
 """The domain-shift study as a command: its options."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
@@ -27,13 +26,6 @@ class Shift(PairStudy):
         50, "of the instance optimisation after each trained method, a row of its own; 0: none", metavar="N"
     )
     refine_resolution: float = option(1.0, "factor by which its grid is coarser than the pair's", float, "R")
-    rivals: Sequence[str] = option(
-        ("DIO", "VoxelMorph"),
-        "of which the first is asked whether it loses less Dice than the second (default: DIO VoxelMorph)",
-        str,
-        "NAME",
-        2,
-    )
     surface: bool = option(False, "Hausdorff distances too, which take seconds a pair", bool)
     resume: bool = option(False, "keep rows of unchanged weights that are in FOLDER", bool)
 
@@ -44,6 +36,5 @@ class Shift(PairStudy):
 
         root = self.root or Path(os.environ.get("DIO_DATA") or ".")
         refinement = Refinement(self.refine_steps, resolution=self.refine_resolution)
-        rivals = (self.rivals[0], self.rivals[1])
-        limits = (self.limit, rivals, self.surface, self.resume, self.overwrite)
+        limits = (self.limit, self.surface, self.resume, self.overwrite)
         return shift(self.weights, self.domains, self.out, root, self.options, refinement, *limits)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import median, median_high
 from typing import TYPE_CHECKING
 
-from dio_lightning.studies.records import Record, Records, Solve, mean
+from dio_lightning.scores.summary import finite_mean
+from dio_lightning.studies.records import Record, Records, Solve
 from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
 from dio_lightning.studies.study import PairStudy, check_steps, option, scored_steps
 
@@ -180,7 +181,7 @@ def reached(records: Records, name: str, tolerance: float, seed: str | None = No
     """Of one solver, pooled over weights unless a seed is named."""
     counts, dices = needed(records, name, tolerance, seed), records.traces(name, "dice", seed)
     dice = [dices[solve][int(k)] for solve, k in counts.items() if math.isfinite(k)]
-    return Reached(median_high(counts.values()), len(dice) / len(counts), mean(dice), len(counts))
+    return Reached(median_high(counts.values()), len(dice) / len(counts), finite_mean(dice), len(counts))
 
 
 def _curves(
@@ -195,4 +196,4 @@ def _curves(
     ordered = [sorted(trace[min(k, len(trace))] for trace in traces) for k in x]
     bands = [(r[len(r) // 4], r[len(r) * 2 // 4], r[len(r) * 3 // 4]) for r in ordered]
     dices = {k: records.solves(name, "dice", k, seed) for k in x}
-    return x, bands, {k: mean(dice.values()) for k, dice in dices.items() if len(dice) == len(traces)}
+    return x, bands, {k: finite_mean(dice.values()) for k, dice in dices.items() if len(dice) == len(traces)}

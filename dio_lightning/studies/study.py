@@ -7,7 +7,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from dio_lightning.studies.records import NO_PAIR, PairId, Record, Records
+from dio_lightning.scores.rows import PairId
+from dio_lightning.studies.records import NO_PAIR, Record, Records
 from dio_lightning.usage import CommandParser
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Study:
         from dio_lightning.studies.loading import load_all
 
         free(self.out, self.files, self.overwrite)
-        loaded = load_all(self.weights, self.options)
+        loaded = load_all(self.weights, self.options, ready=isinstance(self, PairStudy))
         self.check(loaded)
         records = Records(self._records(loaded))
         text, picture = self.markdown(records), self.figure(records)

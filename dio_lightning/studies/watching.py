@@ -10,8 +10,10 @@ from dio_lightning.fields import resize
 from dio_lightning.layers import Record, Run
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
+from dio_lightning.scores.pairs import score_batch
 from dio_lightning.studies.loading import Loaded
-from dio_lightning.studies.scoring import score
+
+SCORES = ("dice", "folds", "sdlogj")
 
 
 def takes_steps(module: RegistrationModule) -> bool:
@@ -23,10 +25,15 @@ def takes_steps(module: RegistrationModule) -> bool:
     return module.steps > 0
 
 
+def score(u: Float[Tensor, "b d ..."], pair: Pair, loaded: Loaded) -> dict[str, Float[Tensor, " b"]]:
+    """Dice (mean over labels), folds (%) and sdlogj of every sample; u is brought to the pair's grid."""
+    return score_batch(resize(u, pair["fixed"].shape[2:]), pair, loaded.scores, SCORES)
+
+
 def as_trained(loaded: Loaded, pair: Pair) -> dict[str, Float[Tensor, " b"]]:
     """Scores of a batch that is registered as it was trained."""
     with torch.no_grad():
-        return score(loaded.module.register(pair), pair, loaded.scores)
+        return score(loaded.module.register(pair), pair, loaded)
 
 
 def scores_by_step(
@@ -47,13 +54,13 @@ def scores_by_step(
             return
         u = record.displacement
         if record.step in at:
-            scores[record.step] = {**_scores(loaded, pair, u), "residual": _change(u, last[0][1] if last else None)}
+            scores[record.step] = {**score(u, pair, loaded), "residual": _change(u, last[0][1] if last else None)}
         last[:] = [(record.step, u.clone())]
 
     with torch.no_grad():
         loaded.module.register(pair, Run(steps=steps, observe=observe))
     if last and last[0][0] < max(at):
-        kept = _scores(loaded, pair, last[0][1]) | {"residual": _change(last[0][1], None)}
+        kept = score(last[0][1], pair, loaded) | {"residual": _change(last[0][1], None)}
         scores |= {step: kept for step in at if step > last[0][0]}
     return scores
 
@@ -78,17 +85,13 @@ def evaluations(
             taken.append((k, sample, "residual", residual))
         first = [any(r <= t < low for t in tolerances) for r, low in zip(residuals, lowest, strict=True)]
         if k in at or any(first):
-            dice = _scores(loaded, pair, record.displacement)["dice"].tolist()
+            dice = score(record.displacement, pair, loaded)["dice"].tolist()
             taken.extend((k, sample, "dice", dice[sample]) for sample, new in enumerate(first) if new or k in at)
         lowest[:] = map(min, lowest, residuals)
 
     with torch.no_grad():
         loaded.module.register(pair, Run(steps=steps, observe=observe))
     return taken
-
-
-def _scores(loaded: Loaded, pair: Pair, u: Tensor) -> dict[str, Tensor]:
-    return score(resize(u, pair["fixed"].shape[2:]), pair, loaded.scores)
 
 
 def _change(u: Tensor, before: Tensor | None) -> Tensor:

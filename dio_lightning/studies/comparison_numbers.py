@@ -3,19 +3,14 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from dio_lightning.callbacks.report import SCORES, summarise
-from dio_lightning.studies.comparison_runs import Method, PairId, present
-from dio_lightning.studies.comparison_statistics import Comparison, holm, paired, per_unit, unit
-
-DEFAULT = ("dice", "hd95", "tre", "folds", "sdlogj", "std_logj", "seconds", "steps")
-LOWER = ("hd95", "hd", "hd_missed", "tre", "folds", "sdlogj", "std_logj")
-"""Scores where less is better; beside both kinds of Dice these are tested."""
-TESTED = ("dice", "mask_dice", *LOWER)
-COSTS = ("seconds", "peak_mb", "steps", "converged", "residual")
-"""What depends on the machine or is told by the solver; not tested."""
+from dio_lightning.scores import SCORES, Score, expect, look_up
+from dio_lightning.scores.rows import PairId
+from dio_lightning.scores.runs import Method, present, unit_of
+from dio_lightning.scores.statistics import Comparison, holm, paired
+from dio_lightning.scores.summary import moments, per_unit, unit
 
 Verdict = Literal["better", "worse", ""]
 
@@ -42,7 +37,7 @@ class Study:
     """A finished comparison; entries by method name and score, rows and columns in the order to print them."""
 
     methods: Sequence[Method]
-    scores: Sequence[str]
+    scores: Sequence[Score]
     reference: str
     alpha: float
     entries: Mapping[tuple[str, str], Entry]
@@ -67,13 +62,13 @@ class Study:
         """Largest number of seeds of a method."""
         return max(len(method.runs) for method in self.methods)
 
-    def best(self, score: str) -> float:
+    def best(self, score: Score) -> float:
         """The best mean of a tested score, NaN where there is none."""
-        means = [self.entries[method.name, score].mean for method in self.methods]
+        means = [self.entries[method.name, score.name].mean for method in self.methods]
         means = [mean for mean in means if not math.isnan(mean)]
-        if score not in TESTED or not means:
+        if not score.tested or not means:
             return math.nan
-        return min(means) if score in LOWER else max(means)
+        return min(means) if score.better == "smaller" else max(means)
 
 
 def study(methods: Sequence[Method], scores: Sequence[str] | None, reference: str | None, alpha: float) -> Study:
@@ -88,63 +83,62 @@ def study(methods: Sequence[Method], scores: Sequence[str] | None, reference: st
         raise ValueError(f"--reference {reference!r} is none of the runs: expected one of {', '.join(names)}")
     if not 0 < alpha < 1:
         raise ValueError(f"--alpha must be between 0 and 1, not {alpha}")
-    chosen = _choose(scores, present(methods))
+    names_shown = _choose(scores, present(methods))
+    chosen = [look_up(name).measured_in(unit_of(methods, name)) for name in names_shown]
     entries: dict[tuple[str, str], Entry] = {}
     for score in chosen:
-        plain = [_entry(method, score) for method in methods]
-        tested = _test(methods, score, reference, alpha, plain) if score in TESTED else plain
-        entries |= {(name, score): entry for name, entry in zip(names, tested, strict=True)}
+        plain = [_entry(method, score.name) for method in methods]
+        tested = _test(methods, score, reference, alpha, plain) if score.tested else plain
+        entries |= {(name, score.name): entry for name, entry in zip(names, tested, strict=True)}
     return Study(methods, chosen, reference, alpha, entries)
 
 
 def matrix(methods: Sequence[Method], score: str) -> dict[tuple[str, str], tuple[Comparison, float]]:
     """Comparisons of all methods with each other, with p-values by Holm over all of these, in both orders."""
     pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
-    found = [paired(a.values(score), b.values(score)) for a, b in pairs]
+    tests = [paired(a.values(score), b.values(score)) for a, b in pairs]
     result: dict[tuple[str, str], tuple[Comparison, float]] = {}
-    for (a, b), comparison, p in zip(pairs, found, holm([c.p for c in found]), strict=True):
+    for (a, b), comparison, p in zip(pairs, tests, holm([c.p for c in tests]), strict=True):
         result[a.name, b.name] = result[b.name, a.name] = (comparison, p)
     return result
 
 
 def _choose(scores: Sequence[str] | None, available: Sequence[str]) -> list[str]:
     if scores is None:
-        chosen = [name for name in DEFAULT if name in available]
+        chosen = [score.name for score in SCORES if score.shown and score.name in available]
         if not chosen:
             raise ValueError("no run has a score to show: expected the metrics.csv of `dio-lightning test`")
         return chosen
-    for name in scores:
-        if name not in (*SCORES, *available):
-            raise ValueError(f"--metrics: there is no score {name!r}, expected some of {', '.join(available)}")
-        if name not in available:
-            raise ValueError(f"--metrics: no run has the score {name!r}, they have {', '.join(available)}")
+    expect(scores, available, "--metrics")
     return list(dict.fromkeys(scores))
 
 
 def _entry(method: Method, score: str) -> Entry:
     """Mean and spread; those of a seed are taken on the pairs where every seed has a number."""
     values = method.values(score)
-    found = summarise(per_unit(values).values())
-    if found["mean"] is None or found["std"] is None:
-        return Entry(math.nan, math.nan, 0, math.nan)
+    mean, std, n = moments(values)
+    if not n:
+        return Entry(mean, std, n, math.nan)
     seeds = [run.values(score) for run in method.runs]
     means = [
         statistics.fmean(per_unit({pair: seed[pair] for pair in seed if math.isfinite(values[pair])}).values())
         for seed in seeds
     ]
     spread = statistics.stdev(means) if len(means) > 1 else math.nan
-    return Entry(found["mean"], found["std"], int(found["n"] or 0), spread)
+    return Entry(mean, std, n, spread)
 
 
-def _test(methods: Sequence[Method], score: str, reference: str, alpha: float, entries: Sequence[Entry]) -> list[Entry]:
+def _test(
+    methods: Sequence[Method], score: Score, reference: str, alpha: float, entries: Sequence[Entry]
+) -> list[Entry]:
     """The entries with their comparison; Holm's correction counts the methods that have the score."""
-    other = next(method for method in methods if method.name == reference).values(score)
-    found = [None if method.name == reference else paired(method.values(score), other) for method in methods]
-    adjusted = holm([math.nan if comparison is None else comparison.p for comparison in found])
+    other = next(method for method in methods if method.name == reference).values(score.name)
+    comparisons = [None if method.name == reference else paired(method.values(score.name), other) for method in methods]
+    adjusted = holm([math.nan if comparison is None else comparison.p for comparison in comparisons])
     result: list[Entry] = []
-    for entry, comparison, p in zip(entries, found, adjusted, strict=True):
+    for entry, comparison, p in zip(entries, comparisons, adjusted, strict=True):
         verdict: Verdict = ""
         if comparison is not None and p < alpha and comparison.direction:
-            verdict = "better" if (comparison.direction < 0) == (score in LOWER) else "worse"
-        result.append(Entry(entry.mean, entry.std, entry.n, entry.std_seeds, comparison, p, verdict))
+            verdict = "better" if (comparison.direction < 0) == (score.better == "smaller") else "worse"
+        result.append(replace(entry, comparison=comparison, p_holm=p, verdict=verdict))
     return result
