@@ -96,7 +96,7 @@ class Adjoints(PairStudy):
             problem = equilibrium.equilibrium(loaded.module, pair, self.solve_steps)
             reference, about = equilibrium.reference_of(problem, self.exact(), self.unrolled)
             jfb = equilibrium.differentiate(problem, PhantomAdjoint()).gradient
-            for method, adjoint in self.plan(problem.steps).items():
+            for method, adjoint in self.plan(loaded.module.steps).items():
                 found = equilibrium.differentiate(problem, adjoint)
                 cosine, ratio = equilibrium.compare(found.gradient, reference)
                 values = {"cosine": cosine, "norm_ratio": ratio}

@@ -21,14 +21,13 @@ from dio_lightning.implicit import (
     PhantomAdjoint,
     Residual,
     Solution,
-    Solver,
-    StopRule,
     UnrolledAdjoint,
     iterate,
     spectral_radius,
 )
 from dio_lightning.layers import Problem
 from dio_lightning.layers.optimizer import pyramid
+from dio_lightning.level import Level
 from dio_lightning.losses import at_size
 from dio_lightning.modules import DIO, DEQReg
 from dio_lightning.pair import Pair
@@ -38,98 +37,94 @@ TIGHT = Residual(1e-5)
 
 @dataclass(frozen=True)
 class Equilibrium:
-    """A solution and the problem that it solves; adjoints differ in nothing but how they join them."""
+    """A finest level at rest; adjoints differ in nothing but how they join its solution to its problem."""
 
+    module: DIO | DEQReg
+    pair: Pair
+    """On the grid of the level."""
+    level: Level
+    """Its features hold the graph to the weights; those of the problem are cut from it."""
     problem: Problem
     start: Tensor
     """z0 (b, ...) of the solve as it is trained."""
     solution: Solution
     """Without a graph."""
-    solve: Callable[[Tensor], Solution]
-    """The solve as it is trained, from z0."""
-    steps: int
-    """How many steps that one takes, at most."""
-    loss: Callable[[Tensor], Tensor]
-    """The training loss of a state (b, ...)."""
-    leaves: Sequence[Tensor]
-    """What the update holds: features, and weights of its own."""
-    to_weights: Callable[[Sequence[Tensor]], Sequence[Tensor]]
-    """Gradients of the leaves to gradients of the weights."""
-    again: "Callable[[], Equilibrium] | None" = None
+    cut: Sequence[Tensor]
+    """Features of the problem, if they are learned: the gradient passes them."""
+    again: "Callable[[], Equilibrium] | None"
     """The same once more, where the update holds a graph, which a gradient uses up."""
 
     def fresh(self) -> "Equilibrium":
         """An equilibrium of which no gradient has been taken."""
         return self if self.again is None else self.again()
 
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What the problem depends on: features, and weights of the layer."""
+        return [*self.cut, *(p for p in self.module.layer.parameters() if p.requires_grad)]
+
     def gradient(self, adjoint: Adjoint | None) -> tuple[Tensor, AdjointReport]:
         """dL/dθ of all weights, flat, and how it was found; None unrolls the solve as it is trained."""
         if adjoint is None:
-            end = UnrolledAdjoint()(self.solve, self.problem.update, self.start)
+            end = _as_trained(self.module, self.problem, self.start)
         else:
             solution = replace(self.solution, backward=AdjointReport())
             end = adjoint(lambda _: solution, self.problem.update, self.start)
-        loss = self.loss(end.value)
-        of_leaves = torch.autograd.grad(loss, list(self.leaves), allow_unused=True, materialize_grads=True)
-        return torch.cat([gradient.flatten() for gradient in self.to_weights(of_leaves)]), end.backward
+        assert self.module.objective is not None
+        loss = self.module.objective(self.pair, self.problem.displacement(end.value))["loss"]
+        leaves = self.leaves
+        found = dict(zip(map(id, leaves), _gradients([loss], leaves), strict=True))
+        weights = [p for p in self.module.parameters() if p.requires_grad]
+        if self.cut:
+            features = [self.level.fixed, self.level.moving]
+            through = _gradients(features, weights, [found[id(x)] for x in self.cut])
+            parts = [g + found[id(p)] if id(p) in found else g for p, g in zip(weights, through, strict=True)]
+        else:
+            parts = [found[id(p)] for p in weights]
+        return torch.cat([gradient.flatten() for gradient in parts]), end.backward
 
 
 def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
-    """The finest level at rest; it starts where the coarser ones have ended.
+    """The finest level at rest, from where the coarser ones have ended.
 
     A DEQReg takes Anderson's steps until the relative residual is 1e-5 or `max_steps` are taken; DIO is solved as it is
-    trained. Gradients pass the features of this level and the weights of the layer.
+    trained.
     """
-    work, layer, objective, steps = module.work(pair), module.layer, module.objective, module.steps
-    assert objective is not None
+    work = module.work(pair)
     fixed, moving, grids = module.pyramids(work, pair)
     size = work["fixed"].shape[2:]
-    levels, small = pyramid(fixed, moving, grids, size, work), at_size(work, fixed[-1].shape[2:])
-    start = layer.finest(levels, size)[1].detach()
-    features = [x for x in (fixed[-1], moving[-1]) if x.requires_grad]
-    weights = [p for p in module.parameters() if p.requires_grad]
-    own = [p for p in layer.parameters() if p.requires_grad]
-    deqreg = isinstance(module, DEQReg)
+    levels = pyramid(fixed, moving, grids, size, work)
+    start = module.layer.finest(levels, size)[1].detach()
+    level, pair = levels[-1], at_size(work, levels[-1].size)
 
-    def to_weights(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        direct = dict(zip(own, gradients[len(features) :], strict=True))
-        if not features:
-            return [direct[p] for p in weights]
-        through = torch.autograd.grad(
-            features,
-            weights,
-            list(gradients[: len(features)]),
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return [g + direct[p] if p in direct else g for p, g in zip(weights, through, strict=True)]
-
-    def solved() -> Equilibrium:
-        f, m = (x.detach().requires_grad_(x.requires_grad) for x in (fixed[-1], moving[-1]))
-        problem = layer.problem(replace(levels[-1], fixed=f, moving=m), size)
-
-        def solve(
-            z: Tensor, solver: Solver = layer.solver, most: int = steps, stop: StopRule | None = None
-        ) -> Solution:
-            stop = stop or (Never() if deqreg else layer.stop)
-            return iterate(problem.update, z, solver, max_steps=most, stop=stop, advance=problem.advance)
-
+    def at_rest() -> Equilibrium:
+        f, m = (x.detach().requires_grad_(x.requires_grad) for x in (level.fixed, level.moving))
+        problem = module.layer.problem(replace(level, fixed=f, moving=m), size)
         with torch.no_grad():
-            solution = solve(start, Anderson(), max_steps, TIGHT) if deqreg else solve(start)
-        return Equilibrium(
-            problem,
-            start,
-            solution,
-            solve,
-            steps,
-            lambda z: objective(small, problem.displacement(z))["loss"],
-            [*(x for x in (f, m) if x.requires_grad), *own],
-            to_weights,
-            solved if features else None,
-        )
+            if isinstance(module, DEQReg):
+                advance = problem.advance
+                solution = iterate(problem.update, start, Anderson(), max_steps=max_steps, stop=TIGHT, advance=advance)
+            else:
+                solution = _as_trained(module, problem, start)
+        cut = [x for x in (f, m) if x.requires_grad]
+        return Equilibrium(module, pair, level, problem, start, solution, cut, at_rest if cut else None)
 
-    return solved()
+    return at_rest()
+
+
+def _as_trained(module: DIO | DEQReg, problem: Problem, start: Tensor) -> Solution:
+    """The solve as it is trained, with the graph of all its steps where gradients are enabled."""
+    stop = Never() if isinstance(module, DEQReg) else None
+    return module.layer.solve(problem, start, module.steps, UnrolledAdjoint(), stop)
+
+
+def _gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], arriving: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """Of the outputs with respect to the inputs, zero where they do not depend on one."""
+    return torch.autograd.grad(
+        list(outputs), list(inputs), arriving, retain_graph=bool(arriving), allow_unused=True, materialize_grads=True
+    )
 
 
 @dataclass(frozen=True)
