@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from functools import cached_property
-from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Literal
 
@@ -12,16 +11,17 @@ from monai.transforms.transform import Transform
 from torch.utils.data import Dataset
 
 from data_modules.augment import Augmentation, Augmented, Crop, Flip
-from data_modules.base import PairDataModule, Split
+from data_modules.base import Split
 from data_modules.checking.findings import Findings
 from data_modules.checking.headers import Asked, dimension_of
 from data_modules.checking.report import check_stage, look_at, unreadable
 from data_modules.checking.sets import check_chosen
-from data_modules.checking.splits import check_copies, check_layout
-from data_modules.layout import CasePair, Layout, unique_cases
+from data_modules.checking.splits import check_copies
+from data_modules.layout import unique_cases
+from data_modules.listing import ListedPairs
 from data_modules.options import check_cuts, check_window
 from data_modules.preparation.caching import Cache, Mode, cache_mode
-from data_modules.preparation.labels import Labels, check_labels, chosen_labels, renamed
+from data_modules.preparation.labels import Labels, check_labels, renamed
 from data_modules.preparation.pairs import PairList
 from data_modules.preparation.slices import Plane, SlicePairs, Slicing
 from data_modules.preparation.subjects import Subjects
@@ -37,7 +37,7 @@ STAGES: dict[str | None, list[Split]] = {
 }
 
 
-class VolumePairs(PairDataModule):
+class VolumePairs(ListedPairs):
     """Pairs of volumes in files, in two or three dimensions; a subclass says which files make a pair (`read_layout`).
 
     Cases of validation and test pairs are never drawn for unpaired training.
@@ -140,51 +140,12 @@ class VolumePairs(PairDataModule):
         """What must hold of the files."""
         return Asked(self.common_grid, self.normalise, self.clip, self.chosen, self.mask_images)
 
-    @cached_property
-    def chosen(self) -> dict[int, int] | None:
-        """Labels of the files that are kept, with the number that each gets; None keeps all.
-
-        Raises:
-            ValueError: if the data set has no such label.
-        """
-        return chosen_labels(self.labels, self.layout.label_names)
-
     def preparation(self) -> Sequence[Transform]:
         """MONAI's dictionary transforms of a case's image, label and mask, before intensities are normalised.
 
         They always give the same result, may change the grid, and are part of the name of what is cached.
         """
         return ()
-
-    @property
-    def layout(self) -> Layout:
-        """Cases and pairs, read once.
-
-        Raises:
-            FileNotFoundError, ValueError: if they are not as expected.
-        """
-        layout, found = self._listed
-        found.stop()
-        return layout
-
-    @cached_property
-    def _listed(self) -> tuple[Layout, Findings]:
-        layout, found = self.read_layout(), Findings()
-        check_layout(self.source, layout, found)
-        return layout, found
-
-    @property
-    def source(self) -> Path:
-        """The folder or file that says which cases there are."""
-        return self.root
-
-    def read_layout(self) -> Layout:
-        """Which files belong to a case, and which cases make a pair.
-
-        Raises:
-            FileNotFoundError, ValueError: naming the folder, file or key that is not as expected.
-        """
-        raise NotImplementedError
 
     def prepare_data(self) -> None:
         """Fills the disk cache; Lightning has one process of each node do this before any calls `setup`."""
@@ -255,25 +216,6 @@ class VolumePairs(PairDataModule):
         """
         last = [*([Crop(self.crop)] if self.crop else []), *([Flip(self.flips)] if self.flips else [])]
         return [*(step.named(self.label_names) for step in self.augment), *last]
-
-    def pairs(self, split: Split) -> list[CasePair]:
-        """Fixed and moving case of every pair of a split.
-
-        Raises:
-            ValueError: if the folder has none.
-        """
-        layout = self.layout
-        listed = layout.pairs(split)
-        if split == "train" and not listed:
-            listed = list(pairwise(layout.cases) if self.pairing == "ordered" else permutations(layout.cases, 2))
-        if not listed:
-            raise ValueError(f"{self.source} has no {split} pairs, expected them listed or at least two free images")
-        return listed
-
-    def pairs_per_epoch(self) -> int:
-        """Listed pairs, training cases or candidate pairs: see `pairing`."""
-        unpaired = not self.layout.train and self.pairing == "random"
-        return len(self.layout.cases) if unpaired else len(self.pairs("train"))
 
     @property
     def num_labels(self) -> int:

@@ -1,8 +1,6 @@
 """Cases as tensors: each is read and checked once, however many pairs it is part of."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +8,6 @@ import torch
 from monai.transforms.compose import Compose
 from monai.transforms.traits import RandomizableTrait
 from monai.transforms.transform import Transform
-from torch import Tensor
 
 from data_modules.base import Sample
 from data_modules.checking.findings import Findings, watched
@@ -20,24 +17,9 @@ from data_modules.layout import Case, CasePair, unique_cases
 from data_modules.preparation.caching import Cache, Stamp, Store, cache_folder, cache_mode, content_key, stamp
 from data_modules.preparation.describing import recipe
 from data_modules.preparation.labels import large_labels, without_small
+from data_modules.preparation.remembering import Facts, Subject, check_inside, facts_of
 from data_modules.preparation.transforms import Normalise, carried, preparing, tensors
 from dio_lightning.errors import times
-
-Subject = dict[str, Tensor]
-"""One case: image, label and mask (1, *s), points (d, n) in voxels, spacing (d,) in mm, affine (4, 4), and the number
-of voxels of every label, voxels (k + 1,), counted before small labels are dropped."""
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What is remembered of a case that is not in memory."""
-
-    shape: tuple[int, ...]
-    affine: Tensor
-    landmarks: int
-    voxels: Tensor
-    labelled: bool
-    digest: str
 
 
 class Subjects:
@@ -77,7 +59,7 @@ class Subjects:
         self._store = Store(cache_folder(cache_dir)) if self.cache == "disk" else None
         self._recipe = recipe(asked.labels, self.prepare) if self._store else ""
         self._cached: dict[Case, Subject] = {}
-        self._facts: dict[Case, _Facts] = {}
+        self._facts: dict[Case, Facts] = {}
         self._stamps: dict[Case, Stamp] = {}
         self._keys: dict[Case, str] = {}
 
@@ -185,7 +167,7 @@ class Subjects:
         if subject is None:
             return None
         if case not in self._facts:
-            self._facts[case] = _facts(subject)
+            self._facts[case] = facts_of(subject)
         if self.kept is not None:
             subject = without_small(subject, self.kept)
         if keep and self.cache == "memory":
@@ -222,7 +204,7 @@ class Subjects:
             stored = torch.from_numpy(volumes.headers.image.affine)
             points = torch.from_numpy(volumes.headers.points.astype("float32")).T.contiguous()
             subject["points"] = carried(points, stored, subject["affine"])
-            _check_inside(subject, case, found)
+            check_inside(subject, case, found)
         label = subject.get("label", torch.zeros(1, dtype=torch.int16))
         subject["voxels"] = torch.bincount(label.flatten())
         return subject if found.errors == before else None
@@ -240,23 +222,3 @@ class Subjects:
             )
             found.error(moving.image, f"{sentence}, expected one grid: set common_grid to false")
         return True
-
-
-def _facts(subject: Subject) -> _Facts:
-    points = subject.get("points")
-    return _Facts(
-        tuple(subject["image"].shape[1:]),
-        subject["affine"].clone(),
-        0 if points is None else points.shape[-1],
-        subject["voxels"].clone(),
-        "label" in subject,
-        hashlib.blake2b(subject["image"].numpy().tobytes(), digest_size=16).hexdigest(),
-    )
-
-
-def _check_inside(subject: Subject, case: Case, found: Findings) -> None:
-    """Landmarks lie on the prepared grid, to half a voxel: resampling to coarser voxels moves its border."""
-    last = torch.tensor(subject["image"].shape[1:])[:, None] - 1
-    outside = ((subject["points"] < -0.5) | (subject["points"] > last + 0.5)).any(0).nonzero().flatten().tolist()
-    if outside:
-        found.error(str(case.keypoints), f"row {outside[0] + 1} lies outside of the prepared image, expected it inside")
