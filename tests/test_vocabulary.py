@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 
@@ -65,6 +66,21 @@ def test_a_score_gets_better_in_its_direction(score) -> None:
     if score.identity:
         still, _ = score_pair(translation(0.0), shifted(), ScoreOptions())
         assert still[score.name] == still[f"{score.name}_identity"] == bad[f"{score.name}_identity"]
+
+
+def test_numbers_are_written_to_the_digits_of_their_score() -> None:
+    def texts(name: str, *pairs: tuple[float, float]) -> list[str]:
+        score = look_up(name)
+        return [f"{score.text(mean)} ± {score.text(std, mean)}" for mean, std in pairs]
+
+    assert texts("dice", (0.71234, 0.0456)) == ["0.712 ± 0.046"]
+    assert texts("folds", (0.0212, 0.5), (3.066, 0.861)) == ["0.0212 ± 0.5000", "3.07 ± 0.86"]
+    assert texts("seconds", (39.64, 0.04), (0.529, 0.0013)) == ["39.6 ± 0.0", "0.53 ± 0.00"]
+        "39.6 ± 0.0",
+        "0.53 ± 0.00",
+        "0.012 ± 0.100",
+    ]
+    assert texts("steps", (63.4, math.nan)) == ["63 ± –"] and look_up("own_score").text(2) == "2.00"
 
 
 def test_a_row_has_the_scores_that_its_pair_allows_in_one_order() -> None:
