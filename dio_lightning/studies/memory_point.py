@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from dio_lightning.callbacks.scores import peak_memory
+from dio_lightning.callbacks.cost import peak_memory
 from dio_lightning.fields import gaussian_smooth
 from dio_lightning.implicit import PhantomAdjoint
 from dio_lightning.modules import DEQReg, RegistrationModule
