@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dio_lightning.callbacks.scores import peak_memory
+from dio_lightning.callbacks.cost import peak_memory
 from dio_lightning.fields import gaussian_smooth
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair

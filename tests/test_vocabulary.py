@@ -2,18 +2,21 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
-from dummies import TINY, House
+import yaml
+from dummies import ROOT, TINY, House
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from test_scores import Boxes, Shift, trainer_in
 from torch.testing import assert_close
 
 from dio_lightning.callbacks import RegistrationScores
 from dio_lightning.callbacks.checkpoints import Best
+from dio_lightning.callbacks.monitors import mode_of
 from dio_lightning.pair import Pair
 from dio_lightning.scores import SCORES, expect, look_up
 from dio_lightning.scores.pairs import score_batch, score_pair
@@ -65,6 +68,17 @@ def test_a_score_gets_better_in_its_direction(score) -> None:
     if score.identity:
         still, _ = score_pair(translation(0.0), shifted(), ScoreOptions())
         assert still[score.name] == still[f"{score.name}_identity"] == bad[f"{score.name}_identity"]
+
+
+def test_numbers_are_written_to_the_digits_of_their_score() -> None:
+    def texts(name: str, *pairs: tuple[float, float]) -> list[str]:
+        score = look_up(name)
+        return [f"{score.text(mean)} ± {score.text(std, mean)}" for mean, std in pairs]
+
+    assert texts("dice", (0.71234, 0.0456)) == ["0.712 ± 0.046"]
+    assert texts("folds", (0.0212, 0.5), (3.066, 0.861)) == ["0.0212 ± 0.5000", "3.07 ± 0.86"]
+    assert texts("seconds", (39.64, 0.04), (0.529, 0.0013)) == ["39.6 ± 0.0", "0.53 ± 0.00"]
+    assert texts("steps", (63.4, math.nan)) == ["63 ± –"] and look_up("own_score").text(2) == "2.00"
 
 
 def test_a_row_has_the_scores_that_its_pair_allows_in_one_order() -> None:
@@ -120,6 +134,21 @@ def test_a_checkpoint_looks_for_the_better_score(tmp_path) -> None:
     options = {"max_epochs": 1, "enable_checkpointing": True}
     trainer_in(tmp_path, RegistrationScores(), *watched, **options).fit(Shift(), Boxes())
     assert not (tmp_path / "best.ckpt").exists(), "HD95 is a score, but not one of this validation"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_what_a_shipped_config_watches_is_a_score_in_its_direction(path) -> None:
+    """Early stops and checkpoints have a mode, sweeps of Weights & Biases a goal."""
+
+    def check(content: object) -> None:
+        if isinstance(content, dict):
+            name, way = content.get("monitor", content.get("name")), content.get("mode", content.get("goal"))
+            if isinstance(name, str) and name.startswith("val/"):
+                assert way is not None and way.startswith(str(mode_of(name))), f"{name} {way}"
+        for value in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+            check(value)
+
+    check(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def test_a_table_is_the_same_in_every_format() -> None:

@@ -1,8 +1,6 @@
 """Scores in validation and test, shared by every module."""
 
 import json
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 
+from dio_lightning.callbacks.cost import clock, peak_memory
 from dio_lightning.callbacks.gathering import Scored, gather, next_key
 from dio_lightning.callbacks.monitors import check_modes, check_names
 from dio_lightning.callbacks.report import About, terminal_table, write_run
@@ -106,7 +105,7 @@ class RegistrationScores(Callback):
             self._warm = True
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
-        self._start = _clock(pl_module.device)
+        self._start = clock(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -130,7 +129,7 @@ class RegistrationScores(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Score the pairs of the batch, and what they cost."""
-        seconds = (_clock(pl_module.device) - self._start) / len(batch["fixed"])
+        seconds = (clock(pl_module.device) - self._start) / len(batch["fixed"])
         cost: Row = {"seconds": seconds, "peak_mb": peak_memory(pl_module.device)}
         self._score(trainer.test_dataloaders, outputs, batch, dataloader_idx, self.test_options, cost)
 
@@ -179,33 +178,6 @@ class RegistrationScores(Callback):
         if self.config_text is not None:
             return self.config_text
         return json.dumps(dict(pl_module.hparams), default=str, sort_keys=True)
-
-
-def peak_memory(device: torch.device) -> float:
-    """MiB: on CUDA the most memory allocated since the last reset, else the peak resident memory of the process.
-
-    On Linux it is read from /proc, because getrusage starts with the peak of the parent process. NaN on Windows without
-    CUDA, where the operating system does not tell.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    if sys.platform == "win32":
-        return float("nan")
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _clock(device: torch.device) -> float:
-    """Wall clock in seconds, after all work queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _log(pl_module: LightningModule, stage: str, rows: list[Row]) -> None:

@@ -85,5 +85,6 @@ def percent(value: float, size: float) -> str:
 
 
 def seconds(value: float, size: float) -> str:
-    """One decimal, below a second two digits."""
-    return f"{value:.1f}" if size >= 1 else f"{value:.2g}"
+    """One decimal, below a second two digits; a deviation has as many decimals as its mean."""
+    mean = f"{size:.1f}" if size >= 1 else f"{size:.2g}"
+    return f"{value:.{len(mean.partition('.')[2])}f}"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from dio_lightning.files import replacing
 from dio_lightning.scores import Score, look_up
+from dio_lightning.scores.comparing import Comparisons, Entry, compare_methods, matrix
 from dio_lightning.scores.rows import cells_csv
 from dio_lightning.scores.runs import read_methods
 from dio_lightning.scores.score import NONE
 from dio_lightning.scores.statistics import subjects
 from dio_lightning.scores.table import Cell, Table
-from dio_lightning.studies.comparison_numbers import Entry, Study, matrix, study
 
 MARKS = {"better": "⁺", "worse": "⁻", "": ""}
 
@@ -45,7 +45,7 @@ def compare(
     for path in paths:
         if path.is_dir() or (path.exists() and not overwrite):
             raise FileExistsError(f"{path} exists: {'it is a folder' if path.is_dir() else 'give --overwrite'}")
-    result = study(read_methods(runs), metrics, reference, alpha)
+    result = compare_methods(read_methods(runs), metrics, reference, alpha)
     shown = table(result)
     contents = [shown.markdown(), shown.latex(out.stem), table_csv(result), p_values_csv(result)]
     with ExitStack() as stack:
@@ -55,7 +55,7 @@ def compare(
     return contents[0]
 
 
-def table(study: Study) -> Table:
+def table(study: Comparisons) -> Table:
     """Rows of methods; a column of deviations over seeds behind every tested score that has one."""
     seeded = study.most_seeds > 1
     heading = ["method"]
@@ -84,7 +84,7 @@ def _text(score: Score, entry: Entry, units: int) -> str:
     return f"{text}{MARKS[entry.verdict]}{partly}"
 
 
-def table_csv(study: Study) -> str:
+def table_csv(study: Comparisons) -> str:
     """A row per method and score: plain numbers, empty where there is none."""
     columns = ("method", "seeds", "score", "mean", "std", "n", "std_seeds", "reference")
     columns += ("difference", "n_compared", "zeros", "dropped", "p", "p_holm", "verdict")
@@ -99,7 +99,7 @@ def table_csv(study: Study) -> str:
     return cells_csv(rows)
 
 
-def p_values_csv(study: Study) -> str:
+def p_values_csv(study: Comparisons) -> str:
     """Matrices over all methods, one below the other: p, p by Holm over all pairs of methods, units compared."""
     names = [method.name for method in study.methods]
     shown = ("dice", *(score.name for score in study.scores))
@@ -116,12 +116,12 @@ def p_values_csv(study: Study) -> str:
     return cells_csv(rows)
 
 
-def caption(study: Study) -> str:
+def caption(study: Comparisons) -> str:
     """Sentences on one line."""
     return " ".join([*_numbers(study), *_tests(study), *_left_out(study)])
 
 
-def _numbers(study: Study) -> list[str]:
+def _numbers(study: Comparisons) -> list[str]:
     data = ", ".join(dict.fromkeys(run.data for method in study.methods for run in method.runs if run.data))
     lines = [f"Data: {data}."] if data else []
     changed = {m.name: run.method for m in study.methods for run in m.runs if run.method.endswith(")")}
@@ -142,7 +142,7 @@ def _numbers(study: Study) -> list[str]:
     return [*lines, f"Seeds: {number}; {seeded}."]
 
 
-def _tests(study: Study) -> list[str]:
+def _tests(study: Comparisons) -> list[str]:
     tested = [entry.comparison for entry in study.entries.values() if entry.comparison and entry.comparison.units]
     if not tested:
         return ["No significance was tested."]
@@ -167,12 +167,12 @@ def _tests(study: Study) -> list[str]:
     return lines
 
 
-def _compared(study: Study, score: str) -> list[bool]:
-    comparisons = (study.entries[method.name, score].comparison for method in study.methods)
-    return [comparison is not None and comparison.units > 0 for comparison in comparisons]
+def _compared(study: Comparisons, score: str) -> list[bool]:
+    tests = (study.entries[method.name, score].comparison for method in study.methods)
+    return [comparison is not None and comparison.units > 0 for comparison in tests]
 
 
-def _left_out(study: Study) -> list[str]:
+def _left_out(study: Comparisons) -> list[str]:
     """Pairs without a number, one sentence for each comparison that they are missing from."""
     lines: list[str] = []
     unit = "slices" if study.pairs != study.units else "pairs"

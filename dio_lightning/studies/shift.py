@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
+from dio_lightning.callbacks.cost import clock
 from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.pair import Pair
 from dio_lightning.scores import SCORES
@@ -219,16 +219,10 @@ def solve(
 
 def _timed(solve: Callable[[], Tensor], pair: Pair) -> tuple[Tensor, float]:
     """A displacement and the seconds that it took."""
-    start = _clock(pair["fixed"].device)
+    start = clock(pair["fixed"].device)
     with torch.no_grad():
         u = solve()
-    return u, _clock(pair["fixed"].device) - start
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    return u, clock(pair["fixed"].device) - start
 
 
 def _count(data: LightningDataModule, limit: int | None) -> int:

@@ -33,7 +33,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Study:
+class Comparisons:
     """A finished comparison; entries by method name and score, rows and columns in the order to print them."""
 
     methods: Sequence[Method]
@@ -71,7 +71,9 @@ class Study:
         return min(means) if score.better == "smaller" else max(means)
 
 
-def study(methods: Sequence[Method], scores: Sequence[str] | None, reference: str | None, alpha: float) -> Study:
+def compare_methods(
+    methods: Sequence[Method], scores: Sequence[str] | None, reference: str | None, alpha: float
+) -> Comparisons:
     """Compare methods on scores (by default those usual in tables that a run has) with a reference (default: the last).
 
     Raises:
@@ -90,7 +92,7 @@ def study(methods: Sequence[Method], scores: Sequence[str] | None, reference: st
         plain = [_entry(method, score.name) for method in methods]
         tested = _test(methods, score, reference, alpha, plain) if score.tested else plain
         entries |= {(name, score.name): entry for name, entry in zip(names, tested, strict=True)}
-    return Study(methods, chosen, reference, alpha, entries)
+    return Comparisons(methods, chosen, reference, alpha, entries)
 
 
 def matrix(methods: Sequence[Method], score: str) -> dict[tuple[str, str], tuple[Comparison, float]]:
@@ -133,10 +135,10 @@ def _test(
 ) -> list[Entry]:
     """The entries with their comparison; Holm's correction counts the methods that have the score."""
     other = next(method for method in methods if method.name == reference).values(score.name)
-    comparisons = [None if method.name == reference else paired(method.values(score.name), other) for method in methods]
-    adjusted = holm([math.nan if comparison is None else comparison.p for comparison in comparisons])
+    tests = [None if method.name == reference else paired(method.values(score.name), other) for method in methods]
+    adjusted = holm([math.nan if comparison is None else comparison.p for comparison in tests])
     result: list[Entry] = []
-    for entry, comparison, p in zip(entries, comparisons, adjusted, strict=True):
+    for entry, comparison, p in zip(entries, tests, adjusted, strict=True):
         verdict: Verdict = ""
         if comparison is not None and p < alpha and comparison.direction:
             verdict = "better" if (comparison.direction < 0) == (score.better == "smaller") else "worse"
