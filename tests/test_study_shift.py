@@ -19,10 +19,10 @@ from dio_lightning.scores.registered import ScoreOptions
 from dio_lightning.scores.rows import PairId
 from dio_lightning.scores.store import Solved, Store
 from dio_lightning.studies.loading import load
-from dio_lightning.studies.shift import Candidate, candidates, solve
 from dio_lightning.studies.shift_domains import Domain, Plan, read_plan
 from dio_lightning.studies.shift_refine import Refinement
 from dio_lightning.studies.shift_report import NOTHING, REFINED, Study, boxes, figure, markdown
+from dio_lightning.studies.shift_solving import Candidate, candidates, solve
 from dio_lightning.transformations import FreeForm, StationaryVelocity
 
 ROOT = Path(__file__).parents[1]

@@ -66,6 +66,19 @@ class Plan:
     subject: str | None = None
     scores: ScoreOptions = field(default_factory=lambda: ScoreOptions(surface=False))
 
+    def present(self) -> list[Domain]:
+        """The domains whose folders exist.
+
+        Raises:
+            FileNotFoundError: if the reference is none of them.
+        """
+        present = [domain for domain in self.domains if domain.exists()]
+        if self.reference not in [domain.name for domain in present]:
+            missing = next(domain for domain in self.domains if domain.name == self.reference)
+            place = missing.root / missing.place
+            raise FileNotFoundError(f"{place} does not exist: expected the reference domain {self.reference!r}")
+        return present
+
     def people(self, pair: PairId) -> PairId:
         """The subjects of a pair, or of a pair of slices: what `subject` finds in their ids, else the ids."""
         fixed, moving = unit(pair)
