@@ -38,10 +38,10 @@ class Shift(PairStudy):
 
     def run(self) -> str:
         """As every study does, but that its rows are kept on disk while it goes on."""
+        from dio_lightning.loaded import load_all
         from dio_lightning.scores.store import Store
         from dio_lightning.studies import shift_report, shift_solving
         from dio_lightning.studies.files import free, write
-        from dio_lightning.studies.loading import load_all
         from dio_lightning.studies.shift_domains import read_plan
         from dio_lightning.studies.shift_refine import Refinement
 
