@@ -9,16 +9,7 @@ from dio_lightning.studies.study import PairStudy, option
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(PairStudy):
-    """Every method on every domain; a domain whose folder is not there is left out, and named.
-
-    Args:
-        domains: the file of domains, see `read_plan`.
-        root: the folder of the domains' folders.
-        refine_steps: of the instance optimisation that follows each trained method in a row of its own; 0: none.
-        refine_resolution: factor by which its grid is coarser than the pair's.
-        surface: Hausdorff distances too.
-        resume: take rows of unchanged weights and settings from the folder.
-    """
+    """Every method on every domain; a domain whose folder is not there is left out, and named."""
 
     name = "shift"
     more = ("structures",)
@@ -38,11 +29,11 @@ class Shift(PairStudy):
 
     def run(self) -> str:
         """As every study does, but that its rows are kept on disk while it goes on."""
+        from dio_lightning.domains import read_plan
         from dio_lightning.loaded import load_all
         from dio_lightning.scores.store import Store
         from dio_lightning.studies import shift_report, shift_solving
         from dio_lightning.studies.files import free, write
-        from dio_lightning.studies.shift_domains import read_plan
         from dio_lightning.studies.shift_refine import Refinement
 
         refinement = Refinement(self.refine_steps, resolution=self.refine_resolution)

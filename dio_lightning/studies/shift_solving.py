@@ -14,13 +14,13 @@ from torch import Tensor
 
 from dio_lightning.callbacks.cost import clock
 from dio_lightning.callbacks.warming import warm_up
+from dio_lightning.domains import Domain, Plan
 from dio_lightning.loaded import Loaded
 from dio_lightning.pair import Pair
 from dio_lightning.scores import SCORES
 from dio_lightning.scores.pairs import one_pair, score_some
 from dio_lightning.scores.rows import PairId
 from dio_lightning.scores.store import Solved, Store
-from dio_lightning.studies.shift_domains import Domain, Plan
 from dio_lightning.studies.shift_refine import Refinement
 from dio_lightning.studies.shift_report import NOTHING, REFINED
 
