@@ -1,9 +1,13 @@
 """Files that are either whole or absent."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -20,6 +24,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def expect_free(paths: Sequence[Path], overwrite: bool) -> None:
+    """Raises FileExistsError if one of the files is there and may not be replaced."""
+    for path in paths:
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise FileExistsError(f"{path} exists: {'it is a folder' if path.is_dir() else 'give --overwrite'}")
+
+
+def write_all(contents: "Mapping[Path, str | Figure]") -> None:
+    """Write texts and figures, all of them or none."""
+    with ExitStack() as stack:
+        temporary = {path: stack.enter_context(replacing(path)) for path in contents}
+        for path, content in contents.items():
+            if isinstance(content, str):
+                temporary[path].write_text(content, encoding="utf-8", newline="")
+            else:
+                content.savefig(temporary[path], dpi=150)
 
 
 def remove_leftovers(folder: Path) -> None:

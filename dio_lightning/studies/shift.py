@@ -4,6 +4,7 @@ import os
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from dio_lightning.files import expect_free, write_all
 from dio_lightning.studies.study import PairStudy, option
 
 
@@ -33,12 +34,11 @@ class Shift(PairStudy):
         from dio_lightning.loaded import load_all
         from dio_lightning.scores.store import Store
         from dio_lightning.studies import shift_report, shift_solving
-        from dio_lightning.studies.files import free, write
         from dio_lightning.studies.shift_refine import Refinement
 
         refinement = Refinement(self.refine_steps, resolution=self.refine_resolution)
         store = Store.open(self.out, self.name, self.resume)
-        free(self.out, self.files, self.overwrite or self.resume)
+        expect_free(self.files, self.overwrite or self.resume)
         plan = read_plan(self.domains, self.root or Path(os.environ.get("DIO_DATA") or "."), self.surface)
         domains = plan.present()
         built = [domain.build() for domain in domains]
@@ -47,8 +47,8 @@ class Shift(PairStudy):
         for one in loaded:
             one.module.to(loaded[0].module.device)
         rows = shift_solving.candidates(loaded, self.options, refinement)
-        shift_solving.measure_all(domains, built, plan, loaded[0], rows, store, self.limit)
+        shift_solving.measure(domains, built, plan, loaded[0], rows, store, self.limit)
         study = shift_report.Study(store.rows, plan, [d for d in plan.domains if d not in domains], refinement)
         text, picture = shift_report.markdown(study), shift_report.figure(study)
-        write(self.out, store.contents() | dict(zip(self.files[2:], (text, picture, picture), strict=True)))
+        write_all(dict(zip(self.files, [*store.contents().values(), text, picture, picture], strict=True)))
         return text

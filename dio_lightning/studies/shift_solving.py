@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from torch import Tensor
 
 from dio_lightning.callbacks.cost import clock
@@ -101,7 +101,7 @@ def _digest(weights: Path, options: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def measure_all(
+def measure(
     domains: Sequence[Domain],
     built: list[LightningDataModule],
     plan: Plan,
@@ -111,37 +111,22 @@ def measure_all(
     limit: int | None,
 ) -> None:
     """All candidates on all pairs of the domains, whose data are built, into the store."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("pairs", total=None)
-        for domain in domains:
-            # popped, so that its images are freed before the next ones are read
-            measure(domain, built.pop(0), plan, first, rows, store, limit, (progress, task))
-
-
-def measure(
-    domain: Domain,
-    data: LightningDataModule,
-    plan: Plan,
-    first: Loaded,
-    rows: Sequence[Candidate],
-    store: Store,
-    limit: int | None,
-    bar: tuple[Progress, TaskID],
-) -> None:
-    """All candidates on all pairs of a domain, into the store."""
-    data.prepare_data()
-    data.setup("test")
-    store.structures[domain.name] = getattr(data, "label_names", {})
-    progress, task = bar
-    count = _count(data, limit) * len(rows)
-    progress.update(task, total=(progress.tasks[0].total or 0) + count, description=domain.name)
     cold = [row.module for row in rows if row.module is not None and row.refine is None]
-    for ids, pair in replace(first, data=data).batches(limit):
-        while cold:
-            warm_up(cold.pop(), pair)
-        for row in solve(rows, domain, plan, ids, pair, store):
-            store.add(row)
-            progress.advance(task)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task, total = progress.add_task("pairs", total=None), 0
+        for domain in domains:
+            data = built.pop(0)  # so that its images are freed before the next ones are read
+            data.prepare_data()
+            data.setup("test")
+            store.structures[domain.name] = getattr(data, "label_names", {})
+            total += _count(data, limit) * len(rows)
+            progress.update(task, total=total, description=domain.name)
+            for i, (ids, pair) in enumerate(replace(first, data=data).batches(limit)):
+                for module in cold if i == 0 else ():
+                    warm_up(module, pair)
+                for row in solve(rows, domain, plan, ids, pair, store):
+                    store.add(row)
+                    progress.advance(task)
 
 
 def solve(
