@@ -14,9 +14,7 @@ from dio_lightning.experiment import RegistrationCLI, prepare
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
 from dio_lightning.scores.registered import ScoreOptions
-
-PairId = tuple[str, str]
-"""fixed_id, moving_id."""
+from dio_lightning.scores.rows import PairId
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,8 @@ class Loaded:
     module: RegistrationModule
     data: LightningDataModule
     scores: ScoreOptions
+    given: str = ""
+    """What it was loaded by."""
 
     def batches(self, limit: int | None = None) -> Iterator[tuple[list[PairId], Pair]]:
         """Test batches on the module's device with the ids of their pairs, `limit` pairs at most.
@@ -87,7 +87,7 @@ def load(text: str, options: Sequence[str] = (), ready: bool = True) -> Loaded:
     if ready:
         cli.datamodule.prepare_data()
         cli.datamodule.setup("test")
-    return Loaded(name or module.title, path, module, cli.datamodule, scores.test_options)
+    return Loaded(name or module.title, path, module, cli.datamodule, scores.test_options, text)
 
 
 class _Idle(RegistrationCLI):

@@ -1,11 +1,33 @@
-"""Curves of several methods in one row of panels."""
+"""How records are shown: Markdown tables, CSV, and curves in a row of panels."""
 
+import csv
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Cell = str | float | int | None
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table without a last line end: its first column to the left, the others to the right."""
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (headings, *rows)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(headings) - 1), *lines[1:]])
+
+
+def to_csv(rows: Sequence[Mapping[str, Cell]]) -> str:
+    """Rows as CSV, columns in the order in which they come; what a row lacks or has as None is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 @dataclass(frozen=True)
@@ -35,8 +57,10 @@ class Panel:
     """Below it a symlog scale is linear."""
 
 
-def draw(panels: Sequence[Panel]) -> Figure:
+def draw(*panels: Panel) -> "Figure":
     """The panels side by side, x logarithmic, one legend."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
@@ -54,7 +78,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def _line(axis: Axes, line: Line, colour: str, style: str) -> None:
+def _line(axis: "Axes", line: Line, colour: str, style: str) -> None:
     if len(line.x) == 1:
         axis.axhline(line.y[0], color=colour, linestyle=(0, (5, 3)), linewidth=1, label=line.name)
         if line.x[0] > 0:
