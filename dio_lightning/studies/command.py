@@ -25,7 +25,7 @@ STUDIES = {
     "adjoints": Entry(
         "adjoints.Adjoints", "gradients of DEQReg's and DIO's weights by every adjoint, against the exact ones"
     ),
-    "shift": Entry("shift_study.Shift", "scores of every method on data that it was not trained on"),
+    "shift": Entry("shift.Shift", "scores of every method on data that it was not trained on"),
 }
 
 

@@ -1,230 +1,73 @@
 """Trained methods on data that they were not trained on, with no fine-tuning (Jena et al., DIO, 2024, Table 2)."""
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-import torch
-from lightning.pytorch import LightningDataModule, LightningModule
-from rich.console import Console
-from rich.progress import Progress, TaskID
-from torch import Tensor
-
-from dio_lightning.callbacks.cost import clock
-from dio_lightning.callbacks.warming import warm_up
-from dio_lightning.pair import Pair
-from dio_lightning.scores import SCORES
-from dio_lightning.scores.pairs import one_pair, score_some
-from dio_lightning.scores.rows import PairId
-from dio_lightning.scores.store import Solved, Store
-from dio_lightning.studies.files import free, write
-from dio_lightning.studies.loading import Loaded, load_all
-from dio_lightning.studies.shift_domains import Domain, Plan, read_plan
-from dio_lightning.studies.shift_refine import Refinement
-from dio_lightning.studies.shift_report import NOTHING, REFINED, Study, figure, markdown
-
-NAME = "shift"
-TAKEN = tuple(score.name for score in SCORES if score.kind == "pair" and score.shown)
-"""Scores of a pair; beside them the seconds."""
+from dio_lightning.studies.study import PairStudy, option
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A row of the table, one of its seeds: a name, the weights' name and hash, and how a displacement is found."""
-
-    name: str
-    weights: str
-    digest: str
-    register: Callable[[Pair], Tensor]
-    keeps_grid: Callable[[Pair], bool]
-    """Whether it takes the moving image of a pair as it is, on whatever grid."""
-    refine: Refinement | None = None
-    module: LightningModule | None = None
-    """The method, to be run once before it is timed."""
-
-    def key(self, domain: Domain, plan: Plan) -> str:
-        """A hash of all that its scores depend on, but for the images."""
-        parts = [self.digest, str(self.refine), json.dumps(domain.section, sort_keys=True), str(plan.scores), *TAKEN]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def candidates(loaded: Sequence[Loaded], options: Sequence[str], refinement: Refinement) -> list[Candidate]:
-    """The rows in order: no registration, then each method as it is and, if it was trained, refined."""
-    rows = [Candidate(NOTHING, "", "", _nothing, lambda pair: True)]
-    for one in loaded:
-        path = str(one.weights) if not one.weights.is_absolute() else one.weights.name
-        module = one.module
-        plain = Candidate(
-            one.name, path, _digest(one.weights, options), module.register, module.keeps_grid, None, module
-        )
-        rows.append(plain)
-        trained = any(True for _ in module.parameters())
-        if refinement.steps and trained:
-            rows.append(replace(plain, name=one.name + REFINED, refine=refinement, keeps_grid=_one_grid))
-    return rows
-
-
-def check(loaded: Sequence[Loaded]) -> None:
-    """Weights of one name are of one method, and no name is that of another row.
-
-    Raises:
-        ValueError: if not.
-    """
-    kinds: Mapping[str, Loaded] = {one.name: one for one in reversed(loaded)}
-    for one in loaded:
-        other = kinds[one.name]
-        if type(one.module) is not type(other.module):
-            raise ValueError(
-                f"{one.weights} and {other.weights} are no seeds of one method: give them names, NAME=FILE"
-            )
-        if one.name == NOTHING or one.name.endswith(REFINED):
-            raise ValueError(f"{one.name!r} is the name of a row that the study adds: choose another")
-
-
-def _one_grid(pair: Pair) -> bool:
-    """Instance optimisation compares the images themselves, on the fixed grid."""
-    return "moving_affine" not in pair
-
-
-def _nothing(pair: Pair) -> Tensor:
-    """The displacement zero."""
-    fixed = pair["fixed"]
-    return fixed.new_zeros(len(fixed), fixed.ndim - 2, *fixed.shape[2:])
-
-
-def _digest(weights: Path, options: Sequence[str]) -> str:
-    """Of the weights, the config beside them and the overrides."""
-    beside = weights.with_suffix(".yaml")
-    digest = hashlib.sha256("\n".join(options).encode())
-    for file in (weights, beside) if beside.is_file() else (weights,):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def shift(
-    weights: Sequence[str],
-    domains: Path,
-    out: Path,
-    root: Path,
-    options: Sequence[str] = (),
-    refinement: Refinement = Refinement(),
-    limit: int | None = None,
-    surface: bool = False,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> str:
-    """Score every method on every domain; writes shift.csv, .md, .png, .svg and shift_structures.csv.
+@dataclass(frozen=True, kw_only=True)
+class Shift(PairStudy):
+    """Scores of every method on every domain.
 
     Args:
-        weights: as `load` takes them; those of one name are its seeds.
         domains: the file of domains, see `read_plan`; a domain whose folder is not there is left out, and named.
-        out: the folder to write to.
         root: the folder of the domains' folders.
-        options: overrides of every model, as `dio-lightning test` takes them.
-        refinement: the instance optimisation that follows each trained method in a row of its own; 0 steps: none.
-        limit: pairs of each domain at most.
+        refine_steps: of the instance optimisation that follows each trained method in a row of its own.
+        refine_resolution: the factor by which its grid is coarser.
         surface: Hausdorff distances too.
         resume: take rows of unchanged weights and settings from the folder.
-        overwrite: replace files that are there.
-
-    Returns:
-        The Markdown.
 
     Raises:
-        FileNotFoundError, ValueError: for weights, domains or data that are not as expected.
-        FileExistsError: an output is there.
+        ValueError: for steps below 0, or a factor below 1.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, expected at least 1 pair")
-    store = Store.open(out, NAME, resume)
-    pictures = f"{NAME}.md", f"{NAME}.png", f"{NAME}.svg"
-    free(out, [*store.files, *pictures], overwrite or resume)
-    plan = read_plan(domains, root, surface)
-    present = [domain for domain in plan.domains if domain.exists()]
-    missing = [domain for domain in plan.domains if domain not in present]
-    if plan.reference not in [domain.name for domain in present]:
-        place = next(domain.place for domain in plan.domains if domain.name == plan.reference)
-        raise FileNotFoundError(f"{root / place} does not exist: expected the reference domain {plan.reference!r}")
-    built = [domain.build() for domain in present]
-    loaded = load_all(weights, options, ready=False)
-    check(loaded)
-    for one in loaded:
-        one.module.to(loaded[0].module.device)
-    rows = candidates(loaded, options, refinement)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("pairs", total=None)
-        for domain in present:
-            # popped, so that its images are freed before the next ones are read
-            measure(domain, built.pop(0), plan, loaded[0], rows, store, limit, (progress, task))
-    study = Study(store.rows, plan, missing, refinement)
-    text, picture = markdown(study), figure(study)
-    write(out, store.contents() | dict(zip(pictures, (text, picture, picture), strict=True)))
-    return text
 
+    name = "shift"
+    more = ("structures",)
+    domains: Path = option(
+        MISSING,
+        "YAML file that names the data sets, the first of them (or `reference`) the one trained on",
+        Path,
+        "FILE",
+    )
+    root: Path | None = option(
+        None, "folder of the data sets' folders (default: $DIO_DATA if it is set, else this one)", Path, "DIR"
+    )
+    refine_steps: int = option(
+        50, "of the instance optimisation after each trained method, a row of its own; 0: none", metavar="N"
+    )
+    refine_resolution: int = option(1, "whole factor by which its grid is coarser than the pair's", metavar="R")
+    surface: bool = option(False, "Hausdorff distances too, which take seconds a pair", bool)
+    resume: bool = option(False, "keep rows of unchanged weights that are in FOLDER", bool)
 
-def measure(
-    domain: Domain,
-    data: LightningDataModule,
-    plan: Plan,
-    first: Loaded,
-    rows: Sequence[Candidate],
-    store: Store,
-    limit: int | None,
-    bar: tuple[Progress, TaskID],
-) -> None:
-    """All candidates on all pairs of a domain, into the store."""
-    data.prepare_data()
-    data.setup("test")
-    store.structures[domain.name] = getattr(data, "label_names", {})
-    progress, task = bar
-    count = _count(data, limit) * len(rows)
-    progress.update(task, total=(progress.tasks[0].total or 0) + count, description=domain.name)
-    cold = [row.module for row in rows if row.module is not None and row.refine is None]
-    for ids, pair in replace(first, data=data).batches(limit):
-        while cold:
-            warm_up(cold.pop(), pair)
-        for row in solve(rows, domain, plan, ids, pair, store):
-            store.add(row)
-            progress.advance(task)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.refine_steps < 0 or self.refine_resolution < 1:
+            steps, factor = self.refine_steps, self.refine_resolution
+            raise ValueError(f"refine_steps is {steps} and refine_resolution {factor}, expected at least 0 and 1")
 
+    def run(self) -> str:
+        """Domain by domain, since their images are what takes the memory; see `Study.run`."""
+        from dio_lightning.scores.store import Store
+        from dio_lightning.studies.files import free, write
+        from dio_lightning.studies.loading import load_all
+        from dio_lightning.studies.shift_domains import read_plan
+        from dio_lightning.studies.shift_report import Outcome, figure, markdown
+        from dio_lightning.studies.shift_solving import candidates, check, measure, refinement
 
-def solve(
-    rows: Sequence[Candidate], domain: Domain, plan: Plan, ids: Sequence[PairId], pair: Pair, store: Store
-) -> Iterator[Solved]:
-    """The rows of one batch; a method's displacement is found once for its two rows."""
-    last: tuple[str, Tensor, float] | None = None
-    for row in rows:
-        key = row.key(domain, plan)
-        earlier = [store.get(row.name, row.weights, domain.name, one, key) for one in ids]
-        if all(earlier):
-            yield from (one for one in earlier if one is not None)
-            continue
-        source = row.name.removesuffix(REFINED) + row.weights
-        if last is None or last[0] != source:
-            last = (source, *_timed(lambda: row.register(pair), pair))
-        u, seconds = last[1], last[2]
-        if row.refine is not None:
-            refine, base = row.refine, u
-            u, more = _timed(lambda: refine(pair, base), pair)
-            seconds += more
-        resampled = not row.keeps_grid(pair)
-        for i, one in enumerate(ids):
-            row_of, labels = score_some(u[i : i + 1].detach().float(), one_pair(pair, i), plan.scores, TAKEN)
-            scores = {name: float(value) for name, value in row_of.items()} | {"seconds": seconds / len(ids)}
-            dice = {int(label["label"]): float(label["dice"]) for label in labels}
-            yield Solved(row.name, row.weights, domain.name, one, scores, dice, resampled, key)
-
-
-def _timed(solve: Callable[[], Tensor], pair: Pair) -> tuple[Tensor, float]:
-    """A displacement and the seconds that it took."""
-    start = clock(pair["fixed"].device)
-    with torch.no_grad():
-        u = solve()
-    return u, clock(pair["fixed"].device) - start
-
-
-def _count(data: LightningDataModule, limit: int | None) -> int:
-    dataset = data.test_dataloader().dataset
-    return len(dataset) if limit is None else min(limit, len(dataset))
+        free(self.out, self.files, self.overwrite or self.resume)
+        store = Store.open(self.out, self.name, self.resume)
+        plan = read_plan(self.domains, self.root or Path(os.environ.get("DIO_DATA") or "."), self.surface)
+        present, missing = plan.present()
+        refine = refinement(self.refine_steps, self.refine_resolution)
+        built = [domain.build() for domain in present]
+        loaded = load_all(self.weights, self.options, ready=False)
+        check(loaded)
+        rows = candidates(loaded, self.options, refine)
+        measure([*zip(present, built, strict=True)], plan, loaded[0], rows, store, self.limit)
+        outcome = Outcome(store.rows, plan, missing, self.refine_steps, self.refine_resolution)
+        text, picture = markdown(outcome), figure(outcome)
+        _, _, *pictures = self.files
+        write(self.out, store.contents() | dict(zip(pictures, (text, picture, picture), strict=True)))
+        return text
