@@ -28,6 +28,7 @@ FLOORS = {
     "dio_lightning.files": 0,
     "dio_lightning.findings": 0,
     "dio_lightning.footprint": 6,
+    "dio_lightning.loaded": 6,
     "dio_lightning.headers": 0,
     "dio_lightning.checkpoint_files": 0,
     "dio_lightning.checkpoints": 6,

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from dio_lightning.fields import resize
 from dio_lightning.layers import Run
+from dio_lightning.loaded import Loaded, load
 from dio_lightning.scores.pairs import one_pair, score_pair
+from dio_lightning.scores.records import NO_PAIR, Record, Records
 from dio_lightning.studies.convergence import Convergence
-from dio_lightning.studies.loading import Loaded, load
-from dio_lightning.studies.records import NO_PAIR, Record, Records
 from dio_lightning.studies.study import scored_steps
 
 TINY = Path(__file__).parent / "conf/tiny.yaml"

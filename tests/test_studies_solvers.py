@@ -12,10 +12,10 @@ from torch import nn
 
 from data_modules import SyntheticPairs
 from dio_lightning.implicit import Anderson, Broyden, Picard, Solver
+from dio_lightning.loaded import Loaded
 from dio_lightning.modules import DEQReg
+from dio_lightning.scores.records import Record, Records
 from dio_lightning.scores.registered import ScoreOptions
-from dio_lightning.studies.loading import Loaded
-from dio_lightning.studies.records import Record, Records
 from dio_lightning.studies.solvers import TOLERANCES, Solvers, needed, reached, solvers
 from dio_lightning.studies.watching import score
 from dio_lightning.updates import LearnedStep

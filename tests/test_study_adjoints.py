@@ -14,12 +14,12 @@ from data_modules import SyntheticPairs
 from dio_lightning.features import Intensity
 from dio_lightning.implicit import Anderson, ImplicitAdjoint, Never, PhantomAdjoint, UnrolledAdjoint
 from dio_lightning.layers import OptimizerLayer, Run
+from dio_lightning.loaded import load
 from dio_lightning.losses import LNCC, Objective
 from dio_lightning.modules import DIO
+from dio_lightning.scores.records import Record, Records
 from dio_lightning.studies.adjoints import Adjoints, Method
 from dio_lightning.studies.equilibrium import compare, equilibrium, memory_of, reference_of
-from dio_lightning.studies.loading import load
-from dio_lightning.studies.records import Record, Records
 
 EXACT = ImplicitAdjoint(1e-3, 60, restart=60)
 COLUMNS = ("cosine", "norm_ratio", "cosine_jfb", "seconds", "saved_mb", "tensors_mb", "gmres_steps", "gmres_residual")

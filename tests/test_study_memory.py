@@ -12,9 +12,9 @@ from dio_lightning.implicit import PhantomAdjoint
 from dio_lightning.losses import LNCC, Diffusion, Objective
 from dio_lightning.modules import RIIR, DEQReg, RegistrationModule, Unrolling, VoxelMorph
 from dio_lightning.networks import VxmUNet
+from dio_lightning.scores.records import NO_PAIR, Record, Records
 from dio_lightning.studies.memory import Memory, expected, sweep
 from dio_lightning.studies.memory_point import Point, dimension, here
-from dio_lightning.studies.records import NO_PAIR, Record, Records
 from dio_lightning.updates import LearnedStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*")

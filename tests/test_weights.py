@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from data_modules import Learn2Reg
 from dio_lightning.features import UNet
 from dio_lightning.layers import OptimizerLayer, Run
+from dio_lightning.loaded import load
 from dio_lightning.metrics import dice_per_label, folds, warp_label
 from dio_lightning.modules import DIO, DEQReg
-from dio_lightning.studies.loading import load
 from dio_lightning.studies.watching import score
 from dio_lightning.transformations import Diffeomorphism, FreeForm
 

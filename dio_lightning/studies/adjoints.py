@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, NamedTuple
 
+from dio_lightning.scores.records import Record, Records
 from dio_lightning.scores.summary import finite_mean
-from dio_lightning.studies.records import Record, Records
 from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
 from dio_lightning.studies.study import PairStudy, option
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dio_lightning.implicit import Adjoint, ImplicitAdjoint
-    from dio_lightning.studies.loading import Loaded
+    from dio_lightning.loaded import Loaded
 
 DAMPINGS = (0.0, 0.5)
 WHOLE = "whole solve unrolled"

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dio_lightning.studies.records import NO_PAIR, Record, Records, of_batch
+from dio_lightning.scores.records import NO_PAIR, Record, Records, of_batch
 from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
 from dio_lightning.studies.study import PairStudy, check_steps, option, scored_steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dio_lightning.studies.loading import Loaded
+    from dio_lightning.loaded import Loaded
 
 QUANTITIES = ("dice", "folds", "sdlogj", "residual")
 

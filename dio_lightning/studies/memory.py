@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dio_lightning.studies.records import NO_PAIR, Record, Records
+from dio_lightning.scores.records import NO_PAIR, Record, Records
 from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
 from dio_lightning.studies.study import Study, option
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dio_lightning.studies.loading import Loaded
+    from dio_lightning.loaded import Loaded
     from dio_lightning.studies.memory_point import Cost, Point
 
 SIZES = {2: (80, 96), 3: (40, 48, 56)}

@@ -13,8 +13,8 @@ from torch import nn
 
 from dio_lightning.footprint import Cost, cost, images
 from dio_lightning.implicit import PhantomAdjoint
+from dio_lightning.loaded import load
 from dio_lightning.modules import DEQReg, RegistrationModule
-from dio_lightning.studies.loading import load
 
 # glibc gives every tensor back when it is freed; by default it keeps some, and the peak varies by a quarter
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}

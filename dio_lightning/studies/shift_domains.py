@@ -11,9 +11,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule
 
 from dio_lightning.experiment import prepare
+from dio_lightning.loaded import PairId
 from dio_lightning.scores.registered import ScoreOptions
 from dio_lightning.scores.summary import unit
-from dio_lightning.studies.loading import PairId
 from dio_lightning.usage import explained
 
 KEYS = ("domains", "reference", "subject", "scores")

@@ -18,6 +18,7 @@ from dio_lightning.features import Intensity
 from dio_lightning.fields import on_one_grid
 from dio_lightning.implicit import Adam, Never
 from dio_lightning.layers import OptimizerLayer
+from dio_lightning.loaded import Loaded
 from dio_lightning.losses import LNCC
 from dio_lightning.modules import Refinement
 from dio_lightning.pair import Pair
@@ -25,7 +26,6 @@ from dio_lightning.scores import SCORES
 from dio_lightning.scores.pairs import one_pair, score_some
 from dio_lightning.scores.rows import PairId
 from dio_lightning.scores.store import Solved, Store
-from dio_lightning.studies.loading import Loaded
 from dio_lightning.studies.shift_domains import Domain, Plan
 from dio_lightning.studies.shift_report import NOTHING, RATE, REFINED, REGULARITY, WINDOW
 from dio_lightning.transformations import Diffeomorphism

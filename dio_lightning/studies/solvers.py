@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import median, median_high
 from typing import TYPE_CHECKING
 
+from dio_lightning.scores.records import Record, Records, Solve
 from dio_lightning.scores.summary import finite_mean
-from dio_lightning.studies.records import Record, Records, Solve
 from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
 from dio_lightning.studies.study import PairStudy, check_steps, option, scored_steps
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dio_lightning.implicit import Solver
-    from dio_lightning.studies.loading import Loaded
+    from dio_lightning.loaded import Loaded
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 

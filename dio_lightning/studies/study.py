@@ -7,14 +7,14 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from dio_lightning.scores.records import NO_PAIR, Record, Records
 from dio_lightning.scores.rows import PairId
-from dio_lightning.studies.records import NO_PAIR, Record, Records
 from dio_lightning.usage import CommandParser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dio_lightning.studies.loading import Loaded
+    from dio_lightning.loaded import Loaded
 
 SPARSE = (*range(1, 13), 14, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 192, 256)
 """Steps that are scored in 3-D, where a score takes as long as a step."""
@@ -103,8 +103,8 @@ class Study:
             FileNotFoundError, ValueError: for weights, data or settings that are not as expected.
             FileExistsError: an output is there.
         """
+        from dio_lightning.loaded import load_all
         from dio_lightning.studies.files import free, write
-        from dio_lightning.studies.loading import load_all
 
         free(self.out, self.files, self.overwrite)
         loaded = load_all(self.weights, self.options, ready=isinstance(self, PairStudy))

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from dio_lightning.fields import resize
 from dio_lightning.layers import Record, Run
+from dio_lightning.loaded import Loaded
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
 from dio_lightning.scores.pairs import score_batch
-from dio_lightning.studies.loading import Loaded
 
 SCORES = ("dice", "folds", "sdlogj")
 
