@@ -66,18 +66,19 @@ class Plan:
     subject: str | None = None
     scores: ScoreOptions = field(default_factory=lambda: ScoreOptions(surface=False))
 
-    def present(self) -> list[Domain]:
-        """The domains whose folders exist.
+    def present(self) -> tuple[list[Domain], list[Domain]]:
+        """Domains whose data are there, and those whose are not.
 
         Raises:
-            FileNotFoundError: if the reference is none of them.
+            FileNotFoundError: the reference's are not.
         """
         present = [domain for domain in self.domains if domain.exists()]
-        if self.reference not in [domain.name for domain in present]:
-            missing = next(domain for domain in self.domains if domain.name == self.reference)
-            place = missing.root / missing.place
-            raise FileNotFoundError(f"{place} does not exist: expected the reference domain {self.reference!r}")
-        return present
+        missing = [domain for domain in self.domains if not domain.exists()]
+        for domain in missing:
+            if domain.name == self.reference:
+                place = domain.root / domain.place
+                raise FileNotFoundError(f"{place} does not exist: expected the reference domain {domain.name!r}")
+        return present, missing
 
     def people(self, pair: PairId) -> PairId:
         """The subjects of a pair, or of a pair of slices: what `subject` finds in their ids, else the ids."""

@@ -4,10 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from typing import Protocol, runtime_checkable
 
 
 @contextmanager
@@ -33,15 +30,23 @@ def expect_free(paths: Sequence[Path], overwrite: bool) -> None:
             raise FileExistsError(f"{path} exists: {'it is a folder' if path.is_dir() else 'give --overwrite'}")
 
 
-def write_all(contents: "Mapping[Path, str | Figure]") -> None:
+@runtime_checkable
+class Picture(Protocol):
+    """What matplotlib's figures can do."""
+
+    def savefig(self, fname: Path, *, dpi: float) -> None:
+        """Write it, in the format of the file's ending."""
+
+
+def write_all(contents: Mapping[Path, str | Picture]) -> None:
     """Write texts and figures, all of them or none."""
     with ExitStack() as stack:
         temporary = {path: stack.enter_context(replacing(path)) for path in contents}
         for path, content in contents.items():
-            if isinstance(content, str):
-                temporary[path].write_text(content, encoding="utf-8", newline="")
-            else:
+            if isinstance(content, Picture):
                 content.savefig(temporary[path], dpi=150)
+            else:
+                temporary[path].write_text(content, encoding="utf-8", newline="")
 
 
 def remove_leftovers(folder: Path) -> None:

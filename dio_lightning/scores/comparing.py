@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dio_lightning.scores import SCORES, Score, expect, look_up
-from dio_lightning.scores.rows import PairId
+from dio_lightning.scores.rows import PairId, cells_csv
 from dio_lightning.scores.runs import Method, present, unit_of
 from dio_lightning.scores.statistics import Comparison, holm, paired
 from dio_lightning.scores.summary import moments, per_unit, unit
@@ -103,6 +103,40 @@ def matrix(methods: Sequence[Method], score: str) -> dict[tuple[str, str], tuple
     for (a, b), comparison, p in zip(pairs, tests, holm([c.p for c in tests]), strict=True):
         result[a.name, b.name] = result[b.name, a.name] = (comparison, p)
     return result
+
+
+def table_csv(compared: Comparisons) -> str:
+    """A row per method and score: plain numbers, empty where there is none."""
+    columns = ("method", "seeds", "score", "mean", "std", "n", "std_seeds", "reference")
+    columns += ("difference", "n_compared", "zeros", "dropped", "p", "p_holm", "verdict")
+    rows: list[Sequence[object]] = [columns]
+    for method in compared.methods:
+        for score in compared.scores:
+            e = compared.entries[method.name, score.name]
+            row = [method.name, len(method.runs), score.name, e.mean, e.std, e.n, e.std_seeds]
+            c = e.comparison
+            tests = (
+                [compared.reference, c.difference, c.units, c.zeros, c.dropped, c.p, e.p_holm, e.verdict] if c else []
+            )
+            rows.append(row + (tests or [""] * 8))
+    return cells_csv(rows)
+
+
+def p_values_csv(compared: Comparisons) -> str:
+    """Matrices over all methods, one below the other: p, p by Holm over all pairs of methods, units compared."""
+    names = [method.name for method in compared.methods]
+    shown = ("dice", *(score.name for score in compared.scores))
+    score = next((name for name in shown if look_up(name).tested and name in compared.available), "dice")
+    tests = matrix(compared.methods, score)
+    rows: list[Sequence[object]] = [("score", "quantity", "method", *names)]
+    blocks = {
+        "p": {key: comparison.p for key, (comparison, _) in tests.items()},
+        "p_holm": {key: p for key, (_, p) in tests.items()},
+        "n": {key: comparison.units for key, (comparison, _) in tests.items()},
+    }
+    for quantity, block in blocks.items():
+        rows += [(score, quantity, name, *(block.get((name, other), "") for other in names)) for name in names]
+    return cells_csv(rows)
 
 
 def _choose(scores: Sequence[str] | None, available: Sequence[str]) -> list[str]:

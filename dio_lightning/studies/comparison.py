@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dio_lightning.files import expect_free, write_all
-from dio_lightning.scores import Score, look_up
-from dio_lightning.scores.comparing import Comparisons, Entry, compare_methods, matrix
-from dio_lightning.scores.rows import cells_csv
+from dio_lightning.scores import Score
+from dio_lightning.scores.comparing import Comparisons, Entry, compare_methods, p_values_csv, table_csv
 from dio_lightning.scores.runs import read_methods
 from dio_lightning.scores.score import NONE
 from dio_lightning.scores.statistics import subjects
@@ -76,38 +75,6 @@ def _text(score: Score, entry: Entry, units: int) -> str:
         text += f" ± {score.text(entry.std, entry.mean)}"
     partly = f" (n={entry.n})" if entry.n != units else ""
     return f"{text}{MARKS[entry.verdict]}{partly}"
-
-
-def table_csv(study: Comparisons) -> str:
-    """A row per method and score: plain numbers, empty where there is none."""
-    columns = ("method", "seeds", "score", "mean", "std", "n", "std_seeds", "reference")
-    columns += ("difference", "n_compared", "zeros", "dropped", "p", "p_holm", "verdict")
-    rows: list[Sequence[object]] = [columns]
-    for method in study.methods:
-        for score in study.scores:
-            e = study.entries[method.name, score.name]
-            row = [method.name, len(method.runs), score.name, e.mean, e.std, e.n, e.std_seeds]
-            c = e.comparison
-            tests = [study.reference, c.difference, c.units, c.zeros, c.dropped, c.p, e.p_holm, e.verdict] if c else []
-            rows.append(row + (tests or [""] * 8))
-    return cells_csv(rows)
-
-
-def p_values_csv(study: Comparisons) -> str:
-    """Matrices over all methods, one below the other: p, p by Holm over all pairs of methods, units compared."""
-    names = [method.name for method in study.methods]
-    shown = ("dice", *(score.name for score in study.scores))
-    score = next((name for name in shown if look_up(name).tested and name in study.available), "dice")
-    tests = matrix(study.methods, score)
-    rows: list[Sequence[object]] = [("score", "quantity", "method", *names)]
-    blocks = {
-        "p": {key: comparison.p for key, (comparison, _) in tests.items()},
-        "p_holm": {key: p for key, (_, p) in tests.items()},
-        "n": {key: comparison.units for key, (comparison, _) in tests.items()},
-    }
-    for quantity, block in blocks.items():
-        rows += [(score, quantity, name, *(block.get((name, other), "") for other in names)) for name in names]
-    return cells_csv(rows)
 
 
 def caption(study: Comparisons) -> str:

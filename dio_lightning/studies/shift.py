@@ -10,7 +10,11 @@ from dio_lightning.studies.study import PairStudy, option
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(PairStudy):
-    """Every method on every domain; a domain whose folder is not there is left out, and named."""
+    """Scores of every method on every domain.
+
+    Raises:
+        ValueError: for steps below 0, or a factor below 1.
+    """
 
     name = "shift"
     more = ("structures",)
@@ -23,32 +27,38 @@ class Shift(PairStudy):
     root: Path | None = option(
         None, "folder of the data sets' folders (default: $DIO_DATA if it is set, else this one)", Path, "DIR"
     )
-    refine_steps: int = option(50, "of the instance optimisation after each trained method; 0: none", metavar="N")
-    refine_resolution: float = option(1.0, "factor by which its grid is coarser than the pair's", float, "R")
+    refine_steps: int = option(
+        50, "of the instance optimisation after each trained method, a row of its own; 0: none", metavar="N"
+    )
+    refine_resolution: int = option(1, "whole factor by which its grid is coarser than the pair's", metavar="R")
     surface: bool = option(False, "Hausdorff distances too, which take seconds a pair", bool)
     resume: bool = option(False, "keep rows of unchanged weights that are in FOLDER", bool)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.refine_steps < 0 or self.refine_resolution < 1:
+            steps, factor = self.refine_steps, self.refine_resolution
+            raise ValueError(f"refine_steps is {steps} and refine_resolution {factor}, expected at least 0 and 1")
+
     def run(self) -> str:
-        """As every study does, but that its rows are kept on disk while it goes on."""
+        """Domain by domain, since their images are what takes the memory; see `Study.run`."""
         from dio_lightning.domains import read_plan
         from dio_lightning.loaded import load_all
         from dio_lightning.scores.store import Store
-        from dio_lightning.studies import shift_report, shift_solving
-        from dio_lightning.studies.shift_refine import Refinement
+        from dio_lightning.studies.shift_report import Outcome, figure, markdown
+        from dio_lightning.studies.shift_solving import candidates, check, measure, refinement
 
-        refinement = Refinement(self.refine_steps, resolution=self.refine_resolution)
-        store = Store.open(self.out, self.name, self.resume)
         expect_free(self.files, self.overwrite or self.resume)
+        store = Store.open(self.out, self.name, self.resume)
         plan = read_plan(self.domains, self.root or Path(os.environ.get("DIO_DATA") or "."), self.surface)
-        domains = plan.present()
-        built = [domain.build() for domain in domains]
+        present, missing = plan.present()
+        refine = refinement(self.refine_steps, self.refine_resolution)
+        built = [domain.build() for domain in present]
         loaded = load_all(self.weights, self.options, ready=False)
-        shift_solving.check(loaded)
-        for one in loaded:
-            one.module.to(loaded[0].module.device)
-        rows = shift_solving.candidates(loaded, self.options, refinement)
-        shift_solving.measure(domains, built, plan, loaded[0], rows, store, self.limit)
-        study = shift_report.Study(store.rows, plan, [d for d in plan.domains if d not in domains], refinement)
-        text, picture = shift_report.markdown(study), shift_report.figure(study)
+        check(loaded)
+        rows = candidates(loaded, self.options, refine)
+        measure([*zip(present, built, strict=True)], plan, loaded[0], rows, store, self.limit)
+        outcome = Outcome(store.rows, plan, missing, self.refine_steps, self.refine_resolution)
+        text, picture = markdown(outcome), figure(outcome)
         write_all(dict(zip(self.files, [*store.contents().values(), text, picture, picture], strict=True)))
         return text

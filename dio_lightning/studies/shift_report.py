@@ -17,10 +17,11 @@ from dio_lightning.scores.score import NONE
 from dio_lightning.scores.store import Solved
 from dio_lightning.scores.summary import finite_mean, moments, per_unit, unit
 from dio_lightning.studies.rendering import table
-from dio_lightning.studies.shift_refine import Refinement
 
 NOTHING = "no registration"
 REFINED = " + instance optimisation"
+WINDOW, REGULARITY, RATE = 5, 0.25, 0.1
+"""Of instance optimisation: LNCC's window in voxels, the weight of diffusion, Adam's rate in voxels."""
 FEWEST = 8
 """Pairs below which a box would say nothing: it is drawn over structures."""
 WIDTH = 0.8
@@ -39,13 +40,14 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Study:
+class Outcome:
     """All rows of a finished study; `missing` are the domains whose data are not there."""
 
     rows: Sequence[Solved]
     plan: Plan
     missing: Sequence[Domain]
-    refinement: Refinement
+    refine_steps: int
+    refine_factor: int
 
     @cached_property
     def table(self) -> dict[tuple[str, str], list[Solved]]:
@@ -101,31 +103,31 @@ class Study:
         return {people: mean for people, mean in means.items() if math.isfinite(mean)}
 
 
-def markdown(study: Study) -> str:
+def markdown(outcome: Outcome) -> str:
     """Dice by method and domain, drops against the reference, then the other scores."""
-    reference = study.plan.reference
-    shifted = [name for name in study.domains if name != reference]
+    reference = outcome.plan.reference
+    shifted = [name for name in outcome.domains if name != reference]
     parts: list[str] = []
-    for score in study.scores:
-        parts += [f"### {score.heading}", _table(study, study.domains, _cells(study, score))]
+    for score in outcome.scores:
+        parts += [f"### {score.heading}", _table(outcome, outcome.domains, _cells(outcome, score))]
         if score.name == "dice" and shifted:
-            drops = _table(study, shifted, lambda method, domain: _drop(study.drop(method, domain)))
+            drops = _table(outcome, shifted, lambda method, domain: _drop(outcome.drop(method, domain)))
             parts += [f"### Dice, minus that of {reference}", drops]
-    return "\n\n".join([*parts, *_captions(study)]) + "\n"
+    return "\n\n".join([*parts, *_captions(outcome)]) + "\n"
 
 
-def _table(study: Study, domains: Sequence[str], cell: Callable[[str, str], str]) -> str:
-    return table(["method", *domains], [[m, *(cell(m, domain) for domain in domains)] for m in study.methods])
+def _table(outcome: Outcome, domains: Sequence[str], cell: Callable[[str, str], str]) -> str:
+    return table(["method", *domains], [[m, *(cell(m, domain) for domain in domains)] for m in outcome.methods])
 
 
-def _cells(study: Study, score: Score) -> Callable[[str, str], str]:
+def _cells(outcome: Outcome, score: Score) -> Callable[[str, str], str]:
     """What a table of one score says; of no registration nothing that a displacement alone decides."""
 
     def cell(method: str, domain: str) -> str:
-        mean, std, n = moments(study.values(method, domain, score.name))
+        mean, std, n = moments(outcome.values(method, domain, score.name))
         if not n or (method == NOTHING and not score.needs):
             return NONE
-        mark = "†" if any(row.resampled for row in study.table[method, domain]) else ""
+        mark = "†" if any(row.resampled for row in outcome.table[method, domain]) else ""
         return score.text(mean) + (f" ± {score.text(std, mean)}" if n > 1 else "") + mark
 
     return cell
@@ -135,61 +137,59 @@ def _drop(drop: Drop) -> str:
     return NONE if math.isnan(drop.value) else f"{drop.value:+.{look_up('dice').digits}f}{'' if drop.pairs else '‡'}"
 
 
-def _captions(study: Study) -> list[str]:
+def _captions(outcome: Outcome) -> list[str]:
     """What was measured on what, a sentence a paragraph."""
-    plain = [name for name in study.methods if not name.endswith(REFINED)]
-    seeds = {name: len({row.weights for row in study.rows if row.method == name}) for name in plain}
+    plain = [name for name in outcome.methods if not name.endswith(REFINED)]
+    seeds = {name: len({row.weights for row in outcome.rows if row.method == name}) for name in plain}
     pooled = ", ".join(f"{name} {count}" for name, count in seeds.items() if count > 1)
     lines = [
-        f"Trained weights as they are, no fine-tuning. Mean ± standard deviation over pairs: {_counts(study)}."
+        f"Trained weights as they are, no fine-tuning. Mean ± standard deviation over pairs: {_counts(outcome)}."
         + (f" Each pair's score is the mean over seeds ({pooled})." if pooled else "")
     ]
-    shared = [name for name in study.domains if study.drop(study.methods[0], name).pairs]
+    shared = [name for name in outcome.domains if outcome.drop(outcome.methods[0], name).pairs]
     if len(shared) > 1:
-        lines.append(f"Drops are those of the same people in {study.plan.reference} and in the other domain.")
-    if len(shared) < len(study.domains):
+        lines.append(f"Drops are those of the same people in {outcome.plan.reference} and in the other domain.")
+    if len(shared) < len(outcome.domains):
         lines.append("‡ Other people than in the reference: a difference of two means.")
-    if any(row.resampled for row in study.rows):
+    if any(row.resampled for row in outcome.rows):
         lines.append("† Moving image resampled onto the fixed grid; methods without this mark took it as it is.")
-    if len(plain) < len(study.methods):
-        how = study.refinement
-        coarser = f", grid {how.resolution:g} times coarser" if how.resolution > 1 else ""
+    if len(plain) < len(outcome.methods):
+        coarser = f", grid {outcome.refine_factor} times coarser" if outcome.refine_factor > 1 else ""
         lines.append(
-            f"Instance optimisation: {how.steps} steps of Adam (rate {how.rate:g}) from the method's displacement, on "
-            f"1 - LNCC of window {how.window} + {how.regularity:g} diffusion, {type(how.transformation).__name__}"
-            f"{coarser}."
+            f"Instance optimisation: {outcome.refine_steps} steps of Adam (rate {RATE:g}) from the method's "
+            f"displacement, on 1 - LNCC of window {WINDOW} + {REGULARITY:g} diffusion, Diffeomorphism{coarser}."
         )
     places: dict[str, list[str]] = {}
-    for domain in study.missing:
+    for domain in outcome.missing:
         places.setdefault(str(domain.place), []).append(domain.name)
     missing = "; ".join(f"{', '.join(names)} ({place})" for place, names in places.items())
     return [*lines, f"Not there: {missing}."] if missing else lines
 
 
-def _counts(study: Study) -> str:
+def _counts(outcome: Outcome) -> str:
     """Pairs of each domain; where pairs are slices, pairs of subjects and slices."""
     counts: dict[str, list[str]] = {}
-    for domain in study.domains:
-        pairs = study.values(study.methods[0], domain, "dice")
+    for domain in outcome.domains:
+        pairs = outcome.values(outcome.methods[0], domain, "dice")
         units = {unit(pair) for pair in pairs}
         number = f"{len(units)}" if len(units) == len(pairs) else f"{len(units)} ({len(pairs)} slices, averaged first)"
         counts.setdefault(number, []).append(domain)
     return "; ".join(f"{number} in {', '.join(names)}" for number, names in counts.items())
 
 
-def figure(study: Study) -> Figure:
+def figure(outcome: Outcome) -> Figure:
     """Dice as in Figure 5 of DIO: a group of boxes a domain, a box a method; as trained above, refined below."""
-    plain = [name for name in study.methods if not name.endswith(REFINED)]
+    plain = [name for name in outcome.methods if not name.endswith(REFINED)]
     panels = {"as trained": plain}
-    if len(plain) < len(study.methods):
-        refined = [name + REFINED if name + REFINED in study.methods else name for name in plain]
+    if len(plain) < len(outcome.methods):
+        refined = [name + REFINED if name + REFINED in outcome.methods else name for name in plain]
         panels["with instance optimisation"] = refined
-    over = "pairs" if by_pairs(study) else "structures (mean over pairs)"
-    width = 2 + 0.2 * len(plain) * len(study.domains)
+    over = "pairs" if by_pairs(outcome) else "structures (mean over pairs)"
+    width = 2 + 0.2 * len(plain) * len(outcome.domains)
     picture = Figure(figsize=(max(5.0, width), 3.6 * len(panels)), layout="constrained")
     axes = picture.subplots(len(panels), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        _group(axis, study, names)
+        _group(axis, outcome, names)
         axis.set_ylabel(f"Dice, boxes over {over}", fontsize="small")
         axis.set_title(title, fontsize="medium", loc="left")
     handles = [Patch(facecolor=f"C{i % 10}", alpha=0.6, label=name) for i, name in enumerate(plain)]
@@ -197,32 +197,32 @@ def figure(study: Study) -> Figure:
     return picture
 
 
-def by_pairs(study: Study) -> bool:
+def by_pairs(outcome: Outcome) -> bool:
     """Whether every domain has enough pairs (of subjects) for boxes over them."""
-    first = study.methods[0]
-    return all(len(per_unit(study.values(first, domain, "dice"))) >= FEWEST for domain in study.domains)
+    first = outcome.methods[0]
+    return all(len(per_unit(outcome.values(first, domain, "dice"))) >= FEWEST for domain in outcome.domains)
 
 
-def boxes(study: Study, method: str, domain: str) -> list[float]:
+def boxes(outcome: Outcome, method: str, domain: str) -> list[float]:
     """What the box of a method and a domain is drawn over."""
-    if by_pairs(study):
-        values = list(per_unit(study.values(method, domain, "dice")).values())
+    if by_pairs(outcome):
+        values = list(per_unit(outcome.values(method, domain, "dice")).values())
     else:
-        values = list(study.structures(method, domain).values())
+        values = list(outcome.structures(method, domain).values())
     return [value for value in values if math.isfinite(value)]
 
 
-def _group(axis: Axes, study: Study, methods: list[str]) -> None:
+def _group(axis: Axes, outcome: Outcome, methods: list[str]) -> None:
     """All boxes of one panel."""
     each = WIDTH / len(methods)
     for i, method in enumerate(methods):
-        places = [group + (i + 0.5) * each - WIDTH / 2 for group in range(len(study.domains))]
-        values = [boxes(study, method, domain) for domain in study.domains]
+        places = [group + (i + 0.5) * each - WIDTH / 2 for group in range(len(outcome.domains))]
+        values = [boxes(outcome, method, domain) for domain in outcome.domains]
         look = {"medianprops": {"color": "black"}, "flierprops": {"marker": ".", "markersize": 3}}
         drawn = axis.boxplot(
             values, positions=places, widths=0.85 * each, patch_artist=True, manage_ticks=False, **look
         )
         for box in drawn["boxes"]:
             box.set(facecolor=f"C{i % 10}", alpha=0.6)
-    axis.set_xticks(range(len(study.domains)), study.domains)
+    axis.set_xticks(range(len(outcome.domains)), outcome.domains)
     axis.grid(axis="y", alpha=0.3)

@@ -1,4 +1,4 @@
-"""Every method of the shift study on every pair: who finds a displacement, how, and what it is worth."""
+"""Who finds the displacements of the shift study, and what they come to."""
 
 import hashlib
 import json
@@ -15,14 +15,21 @@ from torch import Tensor
 from dio_lightning.callbacks.cost import clock
 from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.domains import Domain, Plan
+from dio_lightning.features import Intensity
+from dio_lightning.fields import on_one_grid
+from dio_lightning.implicit import Adam, Never
+from dio_lightning.layers import OptimizerLayer
 from dio_lightning.loaded import Loaded
+from dio_lightning.losses import LNCC
+from dio_lightning.modules import Refinement
 from dio_lightning.pair import Pair
 from dio_lightning.scores import SCORES
 from dio_lightning.scores.pairs import one_pair, score_some
 from dio_lightning.scores.rows import PairId
 from dio_lightning.scores.store import Solved, Store
-from dio_lightning.studies.shift_refine import Refinement
-from dio_lightning.studies.shift_report import NOTHING, REFINED
+from dio_lightning.studies.shift_report import NOTHING, RATE, REFINED, REGULARITY, WINDOW
+from dio_lightning.transformations import Diffeomorphism
+from dio_lightning.updates import ImageDescent
 
 TAKEN = tuple(score.name for score in SCORES if score.kind == "pair" and score.shown)
 """Scores of a pair; beside them the seconds."""
@@ -44,23 +51,32 @@ class Candidate:
 
     def key(self, domain: Domain, plan: Plan) -> str:
         """A hash of all that its scores depend on, but for the images."""
-        parts = [self.digest, str(self.refine), json.dumps(domain.section, sort_keys=True), str(plan.scores), *TAKEN]
+        refine = self.refine and (self.refine.layer.iterations, self.refine.features.levels, WINDOW, REGULARITY, RATE)
+        parts = [self.digest, str(refine), json.dumps(domain.section, sort_keys=True), str(plan.scores), *TAKEN]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def candidates(loaded: Sequence[Loaded], options: Sequence[str], refinement: Refinement) -> list[Candidate]:
+def refinement(steps: int, factor: int) -> Refinement | None:
+    """Instance optimisation on local correlation, on a grid that is `factor` times coarser; None for no steps."""
+    update = ImageDescent(LNCC(WINDOW), regularity=REGULARITY)
+    layer = OptimizerLayer([steps], update, Adam(RATE), Diffeomorphism(), stop=Never(), field_sigma=0.0)
+    return Refinement(layer, Intensity((factor,))) if steps else None
+
+
+def candidates(loaded: Sequence[Loaded], options: Sequence[str], refine: Refinement | None) -> list[Candidate]:
     """The rows in order: no registration, then each method as it is and, if it was trained, refined."""
     rows = [Candidate(NOTHING, "", "", _nothing, lambda pair: True)]
     for one in loaded:
         path = str(one.weights) if not one.weights.is_absolute() else one.weights.name
-        module = one.module
+        module = one.module.to(loaded[0].module.device)
         plain = Candidate(
             one.name, path, _digest(one.weights, options), module.register, module.keeps_grid, None, module
         )
         rows.append(plain)
         trained = any(True for _ in module.parameters())
-        if refinement.steps and trained:
-            rows.append(replace(plain, name=one.name + REFINED, refine=refinement, keeps_grid=_one_grid))
+        if refine is not None and trained:
+            refine = refine.to(module.device)
+            rows.append(replace(plain, name=one.name + REFINED, refine=refine, keeps_grid=_one_grid))
     return rows
 
 
@@ -102,28 +118,29 @@ def _digest(weights: Path, options: Sequence[str]) -> str:
 
 
 def measure(
-    domains: Sequence[Domain],
-    built: list[LightningDataModule],
+    domains: list[tuple[Domain, LightningDataModule]],
     plan: Plan,
     first: Loaded,
     rows: Sequence[Candidate],
     store: Store,
     limit: int | None,
 ) -> None:
-    """All candidates on all pairs of the domains, whose data are built, into the store."""
+    """All candidates on all pairs of each domain, `limit` at most, into the store. The list is used up."""
     cold = [row.module for row in rows if row.module is not None and row.refine is None]
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task, total = progress.add_task("pairs", total=None), 0
-        for domain in domains:
-            data = built.pop(0)  # so that its images are freed before the next ones are read
+        task = progress.add_task("pairs", total=0)
+        while domains:
+            # popped, so that its images are freed before the next ones are read
+            domain, data = domains.pop(0)
             data.prepare_data()
             data.setup("test")
             store.structures[domain.name] = getattr(data, "label_names", {})
-            total += _count(data, limit) * len(rows)
-            progress.update(task, total=total, description=domain.name)
-            for i, (ids, pair) in enumerate(replace(first, data=data).batches(limit)):
-                for module in cold if i == 0 else ():
-                    warm_up(module, pair)
+            count = len(data.test_dataloader().dataset)
+            more = min(count, count if limit is None else limit) * len(rows)
+            progress.update(task, total=(progress.tasks[0].total or 0) + more, description=domain.name)
+            for ids, pair in replace(first, data=data).batches(limit):
+                while cold:
+                    warm_up(cold.pop(), pair)
                 for row in solve(rows, domain, plan, ids, pair, store):
                     store.add(row)
                     progress.advance(task)
@@ -146,7 +163,7 @@ def solve(
         u, seconds = last[1], last[2]
         if row.refine is not None:
             refine, base = row.refine, u
-            u, more = _timed(lambda: refine(pair, base), pair)
+            u, more = _timed(lambda: refine(on_one_grid(pair), base)[0], pair)
             seconds += more
         resampled = not row.keeps_grid(pair)
         for i, one in enumerate(ids):
@@ -162,8 +179,3 @@ def _timed(solve: Callable[[], Tensor], pair: Pair) -> tuple[Tensor, float]:
     with torch.no_grad():
         u = solve()
     return u, clock(pair["fixed"].device) - start
-
-
-def _count(data: LightningDataModule, limit: int | None) -> int:
-    dataset = data.test_dataloader().dataset
-    return len(dataset) if limit is None else min(limit, len(dataset))
