@@ -144,7 +144,7 @@ def test_chains_are_opened_added_and_merged():
         (lambda: Affine(np.full((4, 4), np.nan)), "NaN"),
         (lambda: Affine(np.eye(3)), "expected 4x4"),
         (lambda: Affine(np.ones((4, 4))), "last row"),
-        (lambda: Field(torch.zeros(2, 4, 4), np.eye(4)), "shape 2x4x4"),
+        (lambda: Field(torch.zeros(3, 4), np.eye(4)), "shape 3x4 "),
         (lambda: Field(torch.full((3, 4, 4), torch.inf), np.eye(4)), "infinite"),
         (lambda: Field(torch.zeros(3, 4, 4, 4), np.zeros((4, 4)) + np.diag([0, 0, 0, 1.0])), "not invertible"),
         (lambda: Affine(np.eye(4)).points(np.zeros(3)), "points have shape 3"),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dio_lightning.errors import times
@@ -52,7 +52,7 @@ class Transform(ABC):
     def inverse(self, grid: ImageGrid | None = None) -> Inverse:
         """The map from the moving world to the fixed one; a field's lies on `grid`, by default on its own."""
 
-    def points(self, points: NDArray) -> NDArray[np.float64]:
+    def points(self, points: ArrayLike) -> NDArray[np.float64]:
         """The same for rows: (n, 3) to (n, 3), or (n, 2) to (n, 2) in the plane x, y of the world.
 
         Raises:

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dio_lightning.fields import sample
 from dio_lightning.headers import Header, Unreadable
@@ -62,7 +62,7 @@ def warp_image(
     return warped.astype(moving.dtype.newbyteorder("=")) if exact else as_stored(warped, moving)
 
 
-def warp_points(points: NDArray, transform: Transform, to: Literal["moving", "fixed"] = "moving") -> Moved:
+def warp_points(points: ArrayLike, transform: Transform, to: Literal["moving", "fixed"] = "moving") -> Moved:
     """Points of one image where the other has them, RAS millimetres.
 
     Points of the fixed image lie in the moving one where the transform takes them. Points of the moving image lie in

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dio_lightning.errors import times
@@ -97,7 +97,7 @@ def column(vector: NDArray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(vector)).to(like).view(-1, *[1] * (like.ndim - 1))
 
 
-def as_columns(points: NDArray) -> tuple[Float[Tensor, "3 n"], int]:
+def as_columns(points: ArrayLike) -> tuple[Float[Tensor, "3 n"], int]:
     """Rows of 2 or 3 coordinates as columns of 3, those of a plane with z = 0; and how many there were.
 
     Raises:
