@@ -4,27 +4,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from transform_worlds import FLIP, affine_of, itk_affine, itk_field, itk_grid, smooth_field
+from transform_worlds import FLIP, affine_of, itk_affine, itk_field, itk_grid, random_points, smooth_field, turned
 
 from dio_lightning.fields import sample
 from dio_lightning.transforms import Affine, Chain, Field, ImageGrid
 
 SIZES = {2: (13, 10), 3: (9, 12, 7)}
-
-
-def random_points(grid, n=40, beyond=0.2, seed=3):
-    """Points in and somewhat beyond a grid, RAS millimetres."""
-    rng = np.random.default_rng(seed)
-    size = np.array(grid.size)
-    at = rng.uniform(-beyond, 1 + beyond, (n, len(size))) * (size - 1)
-    return at @ grid.affine[:3, : len(size)].T + grid.affine[:3, 3]
-
-
-def turned(angle=0.3, shift=(4.0, -3.0, 2.0), d=3):
-    matrix = np.eye(4)
-    matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [1.1 * np.sin(angle), np.cos(angle)]]
-    matrix[:d, 3] = shift[:d]
-    return Affine(matrix)
 
 
 @pytest.mark.parametrize("d", [2, 3])

@@ -5,7 +5,7 @@ import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter
 
-from dio_lightning.transforms import Field
+from dio_lightning.transforms import Affine, Field
 
 FLIP = np.array([-1.0, -1.0, 1.0])
 
@@ -62,3 +62,18 @@ def itk_field(field):
     d = len(field.grid.size)
     v = np.moveaxis(field.displacement.double().numpy()[:d], 0, -1) * FLIP[:d]
     return sitk.DisplacementFieldTransform(itk_grid(field.grid, v))
+
+
+def random_points(grid, n=40, beyond=0.2, seed=3):
+    """Points in and somewhat beyond a grid, RAS millimetres."""
+    rng = np.random.default_rng(seed)
+    size = np.array(grid.size)
+    at = rng.uniform(-beyond, 1 + beyond, (n, len(size))) * (size - 1)
+    return at @ grid.affine[:3, : len(size)].T + grid.affine[:3, 3]
+
+
+def turned(angle=0.3, shift=(4.0, -3.0, 2.0), d=3):
+    matrix = np.eye(4)
+    matrix[:2, :2] = [[np.cos(angle), -np.sin(angle)], [1.1 * np.sin(angle), np.cos(angle)]]
+    matrix[:d, 3] = shift[:d]
+    return Affine(matrix)

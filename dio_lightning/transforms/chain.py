@@ -160,7 +160,8 @@ class Field(Transform):
         grid = ImageGrid(tuple(u.shape[2:]), affine)
         to = grid.affine if moving_affine is None else checked_affine(moving_affine, "the moving image")
         at = grid.points(u.device)
-        return cls(to_world(grid.voxels(at) + u[0].double(), to) - at, affine)
+        v = to_world(grid.voxels(at) + u[0].double(), to) - at
+        return cls(v.to(torch.promote_types(u.dtype, torch.float32)), affine)
 
     @property
     def grid(self) -> ImageGrid:
