@@ -36,6 +36,7 @@ FLOORS = {
     "dio_lightning.challenge": 6,
     "dio_lightning.checking": 6,
     "dio_lightning.cli": 6,
+    "dio_lightning.transform_command": 6,
     "dio_lightning.usage": 6,
     "dio_lightning.arguments": 6,
     "dio_lightning.run_folders": 6,
