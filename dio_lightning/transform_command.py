@@ -129,7 +129,7 @@ def _rewrite(name: str, argv: Sequence[str]) -> None:
     parser.add_argument("transforms", nargs=count, metavar="FILE", help="see `dio-lightning transform --help`")
     parser.add_argument("--to", choices=("itk", "fsl", "learn2reg"), help="format (default: by the ending of --out)")
     options = parser.parse_args(argv)
-    from dio_lightning.transforms import ImageGrid, write_transform
+    from dio_lightning.transforms import Chain, ImageGrid, write_transform
     from dio_lightning.transforms.files import check_writable, ending_of
 
     format = options.to or ("learn2reg" if ending_of(options.out) == ".npz" else "itk")
@@ -140,11 +140,10 @@ def _rewrite(name: str, argv: Sequence[str]) -> None:
     fixed, moving = (header and ImageGrid.of(header) for header in headers)
     if name == "invert":
         inverse = chain.inverse(moving)
-        chain, fixed, moving = inverse.transform, moving, fixed
-        print(
-            f"the inverse and then the transform miss a point by {inverse.mean:.2g} mm on average, by {inverse.largest:.2g} "
-            f"mm at most, in the {100 * inverse.covered:.0f} % of the inverse's grid that the transform reaches"
-        )
+        chain, fixed, moving = Chain([inverse.transform]), moving, fixed
+        missed = f"{inverse.mean:.2g} mm on average and {inverse.largest:.2g} mm at most"
+        where = f"in the {100 * inverse.covered:.0f} % of its grid that the transform reaches"
+        print(f"the inverse and then the transform miss a point by {missed}, {where}")
     write_transform(options.out, chain.merged(), fixed, moving, format, options.overwrite)
     print(f"wrote {options.out}")
 

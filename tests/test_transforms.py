@@ -116,9 +116,10 @@ def test_chains_are_opened_added_and_merged():
     points = random_points(grid)
     assert [type(link).__name__ for link in chain.merged().links] == ["Affine", "Field", "Affine"]
     np.testing.assert_allclose(chain.merged().points(points), chain.points(points), atol=1e-9)
-    one = (field + b).field(grid)
+    two = Chain([field, b])
+    one = Field.of(two, grid)
     nodes = grid.points().reshape(3, -1).T.numpy()
-    np.testing.assert_allclose(one.points(nodes), (field + b).points(nodes), atol=1e-9)
+    np.testing.assert_allclose(one.points(nodes), two.points(nodes), atol=1e-9)
     np.testing.assert_array_equal(Chain().points(points), points)
 
 

@@ -10,7 +10,8 @@ from dio_lightning.fields.files import Stored, read_displacement, stored
 from dio_lightning.files import replacing
 from dio_lightning.headers import Header, Unreadable
 from dio_lightning.transforms import fsl, itk_files
-from dio_lightning.transforms.chain import Chain, Field
+from dio_lightning.transforms.chain import Chain
+from dio_lightning.transforms.links import Field
 from dio_lightning.transforms.world import ImageGrid
 from dio_lightning.volume_files import save_volume
 
@@ -93,7 +94,7 @@ def write_transform(
         grid = _own_grid(chain, fixed, path)
         only = chain.links[0] if len(chain.links) == 1 else None
         itself = isinstance(only, Field) and only.grid.like(grid)
-        itk_files.write_field(path, cast(Field, only) if itself else chain.field(grid))
+        itk_files.write_field(path, cast(Field, only) if itself else Field.of(chain, grid))
     else:
         write = (
             itk_files.write_h5 if ending in H5 else itk_files.write_mat if ending == ".mat" else itk_files.write_text

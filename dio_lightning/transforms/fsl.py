@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from dio_lightning.errors import times
 from dio_lightning.fields.files import Stored
 from dio_lightning.files import write_atomic
-from dio_lightning.transforms.chain import Affine, Chain, Field, Transform
+from dio_lightning.transforms.base import Transform
+from dio_lightning.transforms.chain import Chain
+from dio_lightning.transforms.links import Affine, Field
 from dio_lightning.transforms.world import ImageGrid, to_world
 from dio_lightning.volume_files import save_volume
 
@@ -83,6 +85,5 @@ def read_fnirt(file: Stored, moving: ImageGrid) -> Chain:
 
 def write_fnirt(path: Path, transform: Transform, fixed: ImageGrid, moving: ImageGrid) -> None:
     """Write a whole transform as a relative field on the fixed grid, which applywarp takes (--rel), float32."""
-    at = fixed.points()
-    v = to_world(transform.map(at), to_fsl(moving)) - to_world(at, to_fsl(fixed))
+    v = to_world(transform.at(fixed), to_fsl(moving)) - to_world(fixed.points(), to_fsl(fixed))
     save_volume(path, v.movedim(0, -1).float().numpy(), fixed.affine, intent=DISPLACEMENT)

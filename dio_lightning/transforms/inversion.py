@@ -2,13 +2,14 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dio_lightning.fields import sample
 from dio_lightning.implicit import Anderson, PhantomAdjoint, Residual, fixed_point
-from dio_lightning.transforms.world import ImageGrid
+from dio_lightning.transforms.world import ImageGrid, linear
 
 
 class InverseField(NamedTuple):
@@ -31,9 +32,9 @@ def inverse_displacement(v: Float[Tensor, "3 *s"], own: ImageGrid, grid: ImageGr
     at = grid.points()
     w = origins(v, own, at[None], v.dtype)[0]
     covered = own.contains(at + w)
-    missed = (w + _at(v, own, at + w)).norm(dim=0)[covered]
+    missed = (w + sample(v[None], own.voxels(at + w)[None])[0]).norm(dim=0)[covered]
     mean, largest = (float(missed.mean()), float(missed.max())) if len(missed) else (0.0, 0.0)
-    return InverseField(w, mean, largest, float(covered.double().mean()))
+    return InverseField(w.to(v.dtype), mean, largest, float(covered.double().mean()))
 
 
 def origins(
@@ -42,24 +43,25 @@ def origins(
     y: Float[Tensor, "b 3 *t"],
     dtype: torch.dtype = torch.float64,
     max_steps: int = 100,
-    rtol: float = 1e-6,
 ) -> Float[Tensor, "b 3 *t"]:
     """The fixed point of w = -v(y + w), so that y + w is the point that v takes to y; each of a batch on its own.
 
     It converges where v is a contraction. v has the values of its border beside its grid, but where both y and y + w
-    lie beside it w is zero, because v is zero there.
+    lie beside it w is zero, because v is zero there. It is solved in voxels, in `dtype`.
     """
+    batch_last = y.movedim(1, 0)
+    at = own.voxels(batch_last).movedim(0, 1).to(dtype)
+    u = linear(np.linalg.pinv(own.affine[:3, : len(own.size)]), v.double())[None].to(dtype)
+    size = at.new_tensor(own.size).view(1, -1, *[1] * (at.ndim - 2))
 
-    def step(w: Tensor) -> Tensor:
-        return -_at(v, own, (y + w).movedim(1, 0)).movedim(0, 1).to(w)
+    def step(z: Tensor) -> Tensor:
+        return -sample(u, (at + z).movedim(1, 0)[None])[0].movedim(0, 1)
 
-    start = torch.zeros_like(y, dtype=dtype)
-    stop = Residual(rtol, atol=1e-12)
-    w = fixed_point(step, start, Anderson(window=4), PhantomAdjoint(), max_steps=max_steps, stop=stop).value.detach()
-    near = own.contains(y.movedim(1, 0)) | own.contains((y + w).movedim(1, 0))
-    return torch.where(near[:, None], w, 0.0)
-
-
-def _at(v: Tensor, own: ImageGrid, points: Tensor) -> Tensor:
-    """V at points (3, *t), with the values of its border beside its grid."""
-    return sample(v[None], own.voxels(points)[None])[0]
+    stop = Residual(1e-5 if dtype == torch.float32 else 1e-9, atol=1e-9)
+    z = fixed_point(
+        step, torch.zeros_like(at), Anderson(window=4), PhantomAdjoint(), max_steps=max_steps, stop=stop
+    ).value.detach()
+    # one more step, with all three components of a plane
+    w = -sample(v[None], (at + z).movedim(1, 0)[None])[0].movedim(0, 1)
+    near = [((x >= -0.5) & (x <= size - 0.5)).all(1, keepdim=True) for x in (at, at + z)]
+    return torch.where(near[0] | near[1], w, 0.0)

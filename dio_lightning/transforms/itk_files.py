@@ -10,8 +10,9 @@ from scipy.io import loadmat, savemat
 from dio_lightning.errors import times
 from dio_lightning.fields.files import VECTOR, Stored
 from dio_lightning.files import replacing, write_atomic
-from dio_lightning.transforms.chain import Chain, Field
+from dio_lightning.transforms.chain import Chain
 from dio_lightning.transforms.itk_parameters import Numbers, chain_of, field_of, field_parts, numbers_of
+from dio_lightning.transforms.links import Field
 from dio_lightning.volume_files import save_volume
 
 HEAD = "#Insight Transform File V1.0"

@@ -14,7 +14,9 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from dio_lightning.errors import times
-from dio_lightning.transforms.chain import Affine, Chain, Field
+from dio_lightning.transforms.base import Transform
+from dio_lightning.transforms.chain import Chain
+from dio_lightning.transforms.links import Affine, Field
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS to LPS and back."""
@@ -96,7 +98,7 @@ def from_numbers(numbers: Numbers) -> Affine | Field:
     return Affine(FLIP @ lps @ FLIP)
 
 
-def to_numbers(transform: Affine | Field, d: int) -> Numbers:
+def to_numbers(transform: Transform, d: int) -> Numbers:
     """A transform as ITK's, with the world's origin as its centre.
 
     Raises:
@@ -108,6 +110,8 @@ def to_numbers(transform: Affine | Field, d: int) -> Numbers:
         fixed = [np.array(size, dtype=float), lps[:d, 3], spacing, (lps[:d, :d] / spacing).ravel()]
         parameters = np.asarray(v.movedim(0, -1).permute(*range(d - 1, -1, -1), d).numpy()).ravel()
         return Numbers("DisplacementFieldTransform", d, parameters, np.concatenate(fixed))
+    if not isinstance(transform, Affine):
+        raise TypeError(f"{type(transform).__name__} is no Affine and no Field")
     lps = FLIP @ transform.matrix @ FLIP
     if d == 2 and max(np.abs(lps[2, :2]).max(), np.abs(lps[:2, 2]).max()) > IN_PLANE:
         raise ValueError("an affine leaves the plane x, y, which ITK's transforms of two dimensions cannot")
@@ -140,7 +144,7 @@ def chain_of(listed: Sequence[Numbers]) -> Chain:
     links = listed[1:] if composite else listed
     if not composite and len(links) != 1:
         raise ValueError(f"holds {len(links)} transforms and no CompositeTransform, expected one or a composite")
-    return Chain(from_numbers(numbers) for numbers in reversed(links))
+    return Chain([from_numbers(numbers) for numbers in reversed(links)])
 
 
 def numbers_of(chain: Chain, d: int) -> list[Numbers]:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dio_lightning.fields import sample
 from dio_lightning.headers import Header, Unreadable
-from dio_lightning.transforms.chain import Transform
+from dio_lightning.transforms.base import Transform
 from dio_lightning.transforms.world import ImageGrid, as_columns, as_rows
 from dio_lightning.volume_files import as_stored
 
@@ -47,7 +47,7 @@ def warp_image(
     if moving.dtype.kind not in "iuf" or moving.dimension != len(fixed.size):
         what = f"holds {moving.dtype} in {moving.dimension} dimensions"
         raise Unreadable(moving.path, f"{what}, expected real numbers in {len(fixed.size)} as on the fixed grid")
-    there = transform.map(fixed.points())
+    there = transform.at(fixed)
     source = ImageGrid.of(moving)
     inside = source.contains(there)
     if not bool(inside.any()):
