@@ -9,14 +9,14 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu clean
+.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu house clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## install into .venv (done once; again when pyproject.toml or constraints.txt change)
+setup: $(STAMP)  ## install into .venv (done once; again when pyproject.toml, setup.py or constraints.txt change)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=python3.12 ...), this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]"
@@ -50,6 +50,9 @@ bench-data: setup  ## speed and memory of the data that DIO_DATA names: a table 
 
 bench-gpu: setup  ## what the library does on a GPU: build/gpu.json; goes on where it was cut off
 	$(BIN)/python benchmarks/gpu.py
+
+house:  ## lines and files of every package, the longest file, circles of imports
+	@$(PYTHON) tests/house.py
 
 clean:  ## remove caches and build folders (keeps .venv and runs)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

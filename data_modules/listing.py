@@ -26,15 +26,15 @@ class ListedPairs(PairDataModule):
         Raises:
             FileNotFoundError, ValueError: if they are not as expected.
         """
-        layout, found = self._listed
-        found.stop()
+        layout, findings = self._listed
+        findings.stop()
         return layout
 
     @cached_property
     def _listed(self) -> tuple[Layout, Findings]:
-        layout, found = self.read_layout(), Findings()
-        check_layout(self.source, layout, found)
-        return layout, found
+        layout, findings = self.read_layout(), Findings()
+        check_layout(self.source, layout, findings)
+        return layout, findings
 
     @property
     def source(self) -> Path:

@@ -128,7 +128,7 @@ class VolumePairs(ListedPairs):
         self.normalise: Normalise = normalise
         self.clip = clip
         self.labels: Labels = labels
-        self._told: set[str] = set()
+        self._said: set[str] = set()
 
     @cached_property
     def subjects(self) -> Subjects:
@@ -154,22 +154,22 @@ class VolumePairs(ListedPairs):
 
     def setup(self, stage: str | None = None) -> None:
         """Checks every case of the stage and reads it into the cache."""
-        splits, found = STAGES[stage], Findings()
+        splits, findings = STAGES[stage], Findings()
         for split in splits:
             self.pairs(split)
         if "train" in splits:
             self.augmentations()  # what labels lack is said before the long work
         progress = self.trainer is None or self.trainer.is_global_zero
-        pairs = check_stage(self.layout, splits, self.asked, found, progress)
-        found.stop()
+        pairs = check_stage(self.layout, splits, self.asked, findings, progress)
+        findings.stop()
         if self.slicing is not None:
             self.slicing.check(unique_cases(pairs))
         if self.cache != "none":
-            self.subjects.fill(pairs, found, progress)
-            check_copies(self.subjects.digests, self.layout, found)
-            check_chosen(self.root, self.chosen, self.subjects.present, found)
-        found.stop()
-        self._tell(found)
+            self.subjects.fill(pairs, findings, progress)
+            check_copies(self.subjects.digests, self.layout, findings)
+            check_chosen(self.root, self.chosen, self.subjects.present, findings)
+        findings.stop()
+        self._tell(findings)
         if self.min_voxels:
             held = unique_cases([*self.layout.val, *self.layout.test])
             dropped = self.subjects.keep_large(held, self.min_voxels, progress)
@@ -177,26 +177,26 @@ class VolumePairs(ListedPairs):
                 f"{self.root.name}: labels {dropped} are background, with fewer than {self.min_voxels} voxels"
             )
 
-    def _tell(self, found: Findings) -> None:
+    def _tell(self, findings: Findings) -> None:
         """Warnings, and how the splits came about, once each."""
         listed = self._listed[1]
-        warnings = [*listed.sentences("warning"), *found.sentences("warning")]
+        warnings = [*listed.sentences("warning"), *findings.sentences("warning")]
         for tell, sentences in ((rank_zero_info, listed.sentences("note")), (rank_zero_warn, warnings)):
-            for sentence in [sentence for sentence in sentences if sentence not in self._told]:
+            for sentence in [sentence for sentence in sentences if sentence not in self._said]:
                 tell(sentence)
-                self._told.add(sentence)
+                self._said.add(sentence)
 
     def check(self) -> Report:
         """Reads every case once and says what is wrong with which file, without stopping at the first problem."""
         title = type(self).__name__
         try:
-            layout, found = self._listed
+            layout, findings = self._listed
             conformed, asked = bool(self.preparation()), self.asked
         except (ValueError, FileNotFoundError) as error:
             if not self.root.is_dir():
                 raise
             return unreadable(title, self.root, str(error))
-        return look_at(title, self.root, layout, asked, conformed, found, sys.stderr.isatty())
+        return look_at(title, self.root, layout, asked, conformed, findings, sys.stderr.isatty())
 
     def dataset(self, split: Split) -> Dataset:
         """Pairs of a split, or their slices; those of training are augmented."""

@@ -221,7 +221,9 @@ def _keep_own_defaults(place: Place, new: str, configs: Sequence[dict[str, Any]]
     both = [
         key for key in parameters(after) if declaration(type(declared[1]), key) not in (None, declaration(after, key))
     ]
-    defaults = {key: found[1] for key in both if (found := declaration(after, key)) and isinstance(found[1], PLAIN)}
+    defaults = {
+        key: setting[1] for key in both if (setting := declaration(after, key)) and isinstance(setting[1], PLAIN)
+    }
     if not defaults:
         return
     settings: dict[str, Any] = above[-1].setdefault("init_args", {})

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 CONFIG = "dio_lightning_config"
 """Key of a checkpoint under which its resolved config lies, as YAML text."""
@@ -43,13 +46,17 @@ def damage(path: str | PathLike[str]) -> str | None:
 
 
 def read_checkpoint(path: str | PathLike[str], map_location: Any = "cpu", weights_only: bool = True) -> dict[str, Any]:  # noqa: ANN401
-    """A Lightning checkpoint whose bytes are whole.
+    """A Lightning checkpoint whose bytes are whole; of a .safetensors file the weights alone.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint, or one that has been cut or altered since it was written.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        # torch.load takes functions and tables too
+        device = str(map_location) if isinstance(map_location, str | torch.device) else "cpu"
+        return {"state_dict": read_weights(path, device)}
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if reason := damage(path):
@@ -61,6 +68,21 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any = "cpu", weight
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is not a Lightning checkpoint: it has no state_dict")
     return checkpoint
+
+
+def read_weights(path: str | PathLike[str], device: str = "cpu") -> dict[str, Tensor]:
+    """Weights by name, of a .safetensors file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"weights {path} do not exist")
+    try:
+        return load_file(path, device)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
 
 
 def config_text(path: Path, checkpoint: dict[str, Any] | None = None) -> str:

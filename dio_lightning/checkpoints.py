@@ -8,13 +8,12 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import nn
 
 from dio_lightning.callbacks.checkpoints import Best, Last, newest
 from dio_lightning.callbacks.files import replacing, write_atomic
-from dio_lightning.checkpoint_files import CONFIG, config_text, migrated, read_checkpoint
+from dio_lightning.checkpoint_files import CONFIG, config_text, migrated, read_checkpoint, read_weights
 
 __all__ = [
     "CONFIG",
@@ -75,7 +74,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, or weights are missing, unknown or of another shape.
     """
-    weights, own = _read_weights(path), model.state_dict()
+    weights, own = read_weights(path), model.state_dict()
     for old, new in migrated(weights, own).items():
         weights[new] = weights.pop(old)
     wrong = {
@@ -83,9 +82,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         "unknown to the model": sorted(weights.keys() - own.keys()),
         "of another shape": sorted(k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape),
     }
-    found = [f"{len(names)} {what} (first: {names[0]})" for what, names in wrong.items() if names]
-    if found:
-        raise ValueError(f"{path}: weights do not fit the configured model: {', '.join(found)}")
+    problems = [f"{len(names)} {what} (first: {names[0]})" for what, names in wrong.items() if names]
+    if problems:
+        raise ValueError(f"{path}: weights do not fit the configured model: {', '.join(problems)}")
     model.load_state_dict(weights)
 
 
@@ -114,15 +113,6 @@ def export_weights(checkpoint: Path, out: Path, overwrite: bool = False, half: b
         # save_file would make a file that only its owner may read
         temporary.write_bytes(save(weights, metadata={"format": "pt", "config_sha256": digest}))
     write_atomic(out.with_suffix(".yaml"), text)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"weights {path} do not exist")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
 
 
 def _portable(value: Any) -> Any:  # noqa: ANN401

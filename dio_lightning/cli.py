@@ -9,10 +9,14 @@ from dio_lightning import __version__
 from dio_lightning.errors import debugging, fail, user_message
 from dio_lightning.usage import CommandParser, nearest
 
+RUNS = ("fit", "validate", "test", "predict")
+"""Commands that build an experiment."""
+
 USAGE = f"""dio-lightning {__version__}: deformable image registration by implicit layers
 
   dio-lightning check    --data Learn2Reg --data.root FOLDER
-  dio-lightning fit      --config experiments/dio/demo.yaml
+  dio-lightning configs
+  dio-lightning fit      --config dio/demo
   dio-lightning test     --ckpt_path runs/demo/dio/checkpoints/best.ckpt
   dio-lightning predict  --ckpt_path WEIGHTS --data.root FOLDER
   dio-lightning validate --config CONFIG --ckpt_path last
@@ -26,6 +30,7 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
 Options may come in any order. Later --config files win over earlier ones, the command line over all of them, and all of
 them over the checkpoint.
 The last line of a command names the folder that it wrote; --overwrite lets it replace another run's files.
+A config is a file, or one that comes with the package by its name: `dio-lightning configs` lists them.
 `dio-lightning fit --help` lists every option, `dio-lightning fit --config CONFIG --print_config` what they are set to.
 With DIO_DEBUG=1 errors keep their traceback.
 """
@@ -55,13 +60,12 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    commands = (
-        *("fit", "validate", "test", "predict", "export", "compare", "study", "check", "evaluate", "submit"),
-        "transform",
-    )
+    commands = (*RUNS, "configs", "export", "compare", "study", "check", "evaluate", "submit", "transform")
     if argv[0] not in commands:
         hint = nearest(argv[0], commands)
         fail(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}{hint}")
+    if argv[0] == "configs":
+        return _configs(argv[1:])
     if argv[0] == "export":
         return _export(argv[1:])
     if argv[0] == "compare":
@@ -87,6 +91,13 @@ def _dispatch(argv: list[str]) -> None:
     from dio_lightning.experiment import run
 
     run(argv)
+
+
+def _configs(argv: list[str]) -> None:
+    CommandParser("dio-lightning configs", description="Configs that come with the package, by name.").parse_args(argv)
+    from dio_lightning.shipped_configs import listing
+
+    print(listing(), end="")
 
 
 def _export(argv: list[str]) -> None:

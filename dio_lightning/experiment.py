@@ -5,35 +5,32 @@ import importlib.util
 import logging
 import reprlib
 import signal
-from argparse import ArgumentParser
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import yaml
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dio_lightning.arguments import ordered, short, without_leftovers
 from dio_lightning.callbacks.checkpoints import Best, Last, newest
-from dio_lightning.callbacks.files import remove_leftovers, write_atomic
 from dio_lightning.callbacks.panels import Panels
+from dio_lightning.callbacks.run_config import RunConfig
 from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.callbacks.signals import StopAtSignal
 from dio_lightning.callbacks.writer import FieldWriter
-from dio_lightning.checkpoint_files import CONFIG, damage
-from dio_lightning.checkpoints import AtomicCheckpointIO, load_weights, trained_config
-from dio_lightning.errors import debugging, fail
+from dio_lightning.checkpoint_files import damage, read_checkpoint
+from dio_lightning.checkpoints import AtomicCheckpointIO, load_weights
 from dio_lightning.folder_cli import FolderCLI
 from dio_lightning.modules import RegistrationModule
+from dio_lightning.modules.restoring import fill
+from dio_lightning.parsing import Parser, with_checkpoint_config
 from dio_lightning.run_folders import default_folder, names_folder
-from dio_lightning.usage import explained, options_of
+from dio_lightning.shipped_configs import with_shipped
 from dio_lightning.variants import variant
 
 TRAINER_DEFAULTS = {
@@ -54,53 +51,21 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit code of a command that SIGTERM has ended, as shells count it."""
 
 
-class Parser(LightningArgumentParser):
-    """A parser that says what is wrong in one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the sentence and exit with code 2."""
-        if not self.exit_on_error or debugging():
-            super().error(message, ex)
-        fail(explained(message, options_of(self)))
-
-
-class RunConfig(SaveConfigCallback):
-    """Leaves the resolved config in the run's folder, in the log's folder and in every checkpoint.
-
-    That of a training is config.yaml; those of validate, test and predict are config_<command>.yaml, so that a test in
-    the folder of a training leaves what it was trained with.
-    """
-
-    @cached_property
-    def text(self) -> str:
-        """The resolved config as YAML."""
-        return self.parser.dump(self.config, skip_none=False)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config of this command."""
-        remove_leftovers(Path(trainer.default_root_dir))
-        command = TrainerFn(stage).value
-        name = "config.yaml" if command == "fit" else f"config_{command}.yaml"
-        write_atomic(Path(trainer.default_root_dir) / name, self.text)
-        for logger in trainer.loggers:
-            if logger.log_dir is not None:
-                write_atomic(Path(logger.log_dir) / "config.yaml", self.text)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the config into the checkpoint, so that a checkpoint alone can be tested."""
-        checkpoint[CONFIG] = self.text
-
-
 class RegistrationCLI(FolderCLI):
     """LightningCLI with our defaults; a command line that changes the solver at test time is obeyed."""
 
-    def __init__(self, args: list[str], folder: Path | None = None) -> None:
+    def __init__(self, args: list[str], folder: Path | None = None, runs: bool = True) -> None:
         """Build the experiment and run it.
 
         Args:
             args: the command line, the command first.
             folder: of the run, where neither the command line nor a config names one.
+            runs: whether it runs at once; without, `restore` and `start` wait to be called.
+
+        Raises:
+            FileNotFoundError, ValueError: for a command line that cannot be parsed or built.
         """
+        self.runs, args = runs, with_shipped(args)
         self.named = folder is None and names_folder(args)
         self.folder = folder or default_folder(args)
         super().__init__(
@@ -173,6 +138,25 @@ class RegistrationCLI(FolderCLI):
                 callback.dirpath = str((root / "checkpoints").resolve())
         return everything
 
+    def restore(self) -> None:
+        """Put the weights that the command line names into the model, as the command would.
+
+        Raises:
+            FileNotFoundError, ValueError: no such checkpoint, not one, or one that does not fit.
+        """
+        path = self._prepare_subcommand_kwargs(str(self.subcommand))["ckpt_path"]
+        if path is not None:
+            fill(self.model, path, read_checkpoint(path))
+
+    def start(self) -> None:
+        """Run the command."""
+        super()._run_subcommand(str(self.subcommand))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        # run=False of LightningCLI knows no commands, and so neither their options nor their callbacks
+        if self.runs:
+            super()._run_subcommand(subcommand)
+
     def before_fit(self) -> None:
         """Refuse what cannot be trained, or would replace another training, before the run's folder is made."""
         self.model.check_trainable()
@@ -219,8 +203,8 @@ class RegistrationCLI(FolderCLI):
         if wanted in ("last", "best"):
             callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
             folders = [Path(c.dirpath) for c in callbacks if c.dirpath is not None]
-            found = [newest(f) if wanted == "last" else f / "best.ckpt" for f in folders]
-            path = next((file for file in found if file is not None and file.is_file()), None)
+            files = [newest(f) if wanted == "last" else f / "best.ckpt" for f in folders]
+            path = next((file for file in files if file is not None and file.is_file()), None)
             if path is None and self.subcommand == "fit":
                 rank_zero_info(f"no {wanted} checkpoint under {self.trainer.default_root_dir} yet: starting afresh")
                 return None
@@ -234,18 +218,6 @@ class RegistrationCLI(FolderCLI):
         if reason := damage(path):
             raise ValueError(f"{path} is not a readable checkpoint: {reason}")
         return str(path)
-
-
-def with_checkpoint_config(args: list[str]) -> list[str]:
-    """Arguments of validate, test or predict, with the config of their checkpoint put before all others."""
-    finder = ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--ckpt_path")
-    wanted = finder.parse_known_args(args)[0].ckpt_path
-    named = wanted in ("last", "best", "hpc", "null", "None") or (wanted or "").startswith("registry")
-    if not args or args[0] not in ("validate", "test", "predict") or not wanted or named:
-        return args
-    config = trained_config(Path(wanted))
-    return [args[0], "--config", yaml.safe_dump(config, sort_keys=False), *args[1:]]
 
 
 def prepare() -> None:

@@ -65,8 +65,8 @@ def in_mm(pair: Pair, like: Tensor) -> Tensor:
 
     An affine may be oblique or sheared, which a spacing, the lengths of its columns, does not say.
     """
-    found = pair.get("affine", pair.get("spacing"))
-    return like.new_ones(len(like), like.ndim - 2) if found is None else found
+    scale = pair.get("affine", pair.get("spacing"))
+    return like.new_ones(len(like), like.ndim - 2) if scale is None else scale
 
 
 def to_mm(offsets: Tensor, voxels: Tensor) -> Tensor:

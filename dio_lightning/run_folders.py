@@ -83,10 +83,10 @@ def check_checkpoints(folder: Path, checkpoint: str | None) -> None:
     Raises:
         FileExistsError: the folder holds checkpoints, and the training goes on from none of them.
     """
-    found = checkpoints(folder)
-    if not found or checkpoint in ("last", "best", "hpc") or any(folder.glob("hpc_ckpt_*.ckpt")):
+    present = checkpoints(folder)
+    if not present or checkpoint in ("last", "best", "hpc") or any(folder.glob("hpc_ckpt_*.ckpt")):
         return
-    if checkpoint is not None and Path(checkpoint).resolve().parent == found[0].resolve().parent:
+    if checkpoint is not None and Path(checkpoint).resolve().parent == present[0].resolve().parent:
         return
     raise FileExistsError(
         f"{folder} holds the checkpoints of another run: go on from them with --ckpt_path last, choose another "

@@ -37,8 +37,8 @@ class CommandParser(argparse.ArgumentParser):
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A clause to append, which asks whether the choice nearest to the word was meant; empty if none is near."""
     spelt = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(word.lower(), spelt, 1, 0.65)
-    return f", did you mean {spelt[found[0]]!r}?" if found else ""
+    close = difflib.get_close_matches(word.lower(), spelt, 1, 0.65)
+    return f", did you mean {spelt[close[0]]!r}?" if close else ""
 
 
 def explained(message: str, options: Iterable[str] = ()) -> str:
@@ -68,12 +68,12 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
 
 def options_of(parser: argparse.ArgumentParser) -> list[str]:
     """All long options of a parser and of its commands."""
-    found: list[str] = []
+    options: list[str] = []
     for action in parser._actions:
-        found += [text for text in action.option_strings if text.startswith("--")]
+        options += [text for text in action.option_strings if text.startswith("--")]
         if isinstance(action, argparse._SubParsersAction):
-            found += [text for name in list(action.choices or ()) for text in options_of(action.choices[name])]
-    return found
+            options += [text for name in list(action.choices or ()) for text in options_of(action.choices[name])]
+    return options
 
 
 def named_class(name: str) -> type | None:
@@ -81,13 +81,13 @@ def named_class(name: str) -> type | None:
     module, _, attribute = name.rpartition(".")
     if module:
         try:
-            found = getattr(importlib.import_module(module), attribute, None)
+            named = getattr(importlib.import_module(module), attribute, None)
         except ImportError:
             return None
-        return found if isinstance(found, type) else None
+        return named if isinstance(named, type) else None
     for loaded, content in list(sys.modules.items()):
-        if _package(loaded) in ROOTS and isinstance(found := vars(content).get(name), type):
-            return found
+        if _package(loaded) in ROOTS and isinstance(named := vars(content).get(name), type):
+            return named
     return None
 
 
@@ -131,31 +131,31 @@ def parameters(cls: type | None) -> list[str]:
 def choices(annotation: Any) -> list[type]:  # noqa: ANN401
     """Concrete classes that a parameter of this type may be."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
-        below = [found for child in annotation.__subclasses__() for found in choices(child)]
+        below = [cls for child in annotation.__subclasses__() for cls in choices(child)]
         public = not annotation.__name__.startswith("_") and not inspect.isabstract(annotation)
         return [annotation] * (public and _package(annotation.__module__) in ROOTS) + below
     parts: Sequence[Any] = get_args(annotation)
     parts = parts[-1:] if get_origin(annotation) in (Callable, getattr(Callable, "__origin__", Callable)) else parts
-    return [found for part in parts for found in choices(part)]
+    return [cls for part in parts for cls in choices(part)]
 
 
 def _required(missing: str, sentence: str) -> str:
-    found = [UNCHOSEN[TOP[name]] for name in re.findall(r"\b(?:data|model)\b", missing)]
-    if len(found) == 2:
+    sentences = [UNCHOSEN[TOP[name]] for name in re.findall(r"\b(?:data|model)\b", missing)]
+    if len(sentences) == 2:
         return "neither data set nor model chosen yet: add --config with a file that names both, or --data and --model"
-    return found[0] if found else sentence
+    return sentences[0] if sentences else sentence
 
 
 def _no_class(name: str, sentence: str, owner: str) -> str:
     """The sentence, with where a class has moved to, the nearest name, or all."""
     key = sentence.partition(": ")[0]
     head = f"{key}: there is no class {name!r}"
-    found = {cls.__name__: cls for cls in _expected(key, owner if owner != name else "")}
+    classes = {cls.__name__: cls for cls in _expected(key, owner if owner != name else "")}
     tail = name.rpartition(".")[2]
-    if tail in found and tail != name:
-        return f"{head}, it is {_public(found[tail])} now"
-    listed = sorted(name for name, cls in found.items() if len(found) <= MANY or _package(cls.__module__) in OURS)
-    return head + (f" (expected one of {', '.join(listed)})" if listed else "") + nearest(tail, found)
+    if tail in classes and tail != name:
+        return f"{head}, it is {_public(classes[tail])} now"
+    listed = sorted(name for name, cls in classes.items() if len(classes) <= MANY or _package(cls.__module__) in OURS)
+    return head + (f" (expected one of {', '.join(listed)})" if listed else "") + nearest(tail, classes)
 
 
 def _expected(key: str, owner: str) -> list[type]:
@@ -164,8 +164,8 @@ def _expected(key: str, owner: str) -> list[type]:
         root = named_class(TOP[parts[0]])
         return [cls for cls in choices(root) if cls.__name__ not in UNCHOSEN]
     cls = named_class(owner or ("Trainer" if parts[0] == "trainer" else ""))
-    found = declaration(cls, parts[-1]) if cls is not None else None
-    return choices(found[0]) if found is not None else []
+    declared = declaration(cls, parts[-1]) if cls is not None else None
+    return choices(declared[0]) if declared is not None else []
 
 
 def _package(module: str) -> str:

@@ -78,7 +78,7 @@ def moved(sample: Sample, fixed: Tensor, moving: Tensor) -> Sample:
     changed: Sample = {}
     for side, motion in (("fixed", fixed), ("moving", own)):
         images = {key: sample[key] for key in (side, f"{side}_label", f"{side}_mask") if key in sample}
-        changed |= _seen(images, motion)
+        changed |= _sampled(images, motion)
         if (points := sample.get(f"{side}_points")) is not None:
             changed[f"{side}_points"] = _mapped(motion, points.double()).to(points.dtype)
     if (u := sample.get("displacement")) is not None:
@@ -89,18 +89,18 @@ def moved(sample: Sample, fixed: Tensor, moving: Tensor) -> Sample:
     return sample | changed
 
 
-def _seen(images: dict[str, Tensor], motion: Tensor) -> dict[str, Tensor]:
+def _sampled(images: dict[str, Tensor], motion: Tensor) -> dict[str, Tensor]:
     """Images (1, *s) of one grid after their content has moved."""
     first = next(iter(images.values()))
     if torch.equal(motion, torch.eye(4, dtype=motion.dtype)):
         return images
     points = _mapped(motion.inverse(), identity(first.shape[1:], first.new_empty(0, dtype=torch.float32))[0])[None]
-    found = {}
+    sampled = {}
     for key, image in images.items():
         least = image.min() if image.is_floating_point() else 0
         mode = "linear" if image.is_floating_point() else "nearest"
-        found[key] = sample_at((image - least)[None], points, mode, padding="zeros")[0] + least
-    return found
+        sampled[key] = sample_at((image - least)[None], points, mode, padding="zeros")[0] + least
+    return sampled
 
 
 def _mapped(matrix: Tensor, points: Tensor) -> Tensor:
@@ -116,9 +116,9 @@ def _directions(sample: Sample, spacing: Tensor) -> Tensor:
     d, plain = len(spacing), torch.diag(spacing)
     if "affine" not in sample:
         return plain
-    found = torch.linalg.qr(sample["affine"][:3, :d].double(), mode="r").R
-    found = found * found.diagonal().sign()[:, None]
-    return plain if (found - torch.diag(found.diagonal())).abs().max() < 1e-6 * spacing.max() else found
+    shape = torch.linalg.qr(sample["affine"][:3, :d].double(), mode="r").R
+    shape = shape * shape.diagonal().sign()[:, None]
+    return plain if (shape - torch.diag(shape.diagonal())).abs().max() < 1e-6 * spacing.max() else shape
 
 
 def _in_voxels(motion: Tensor, size: Sequence[int], directions: Tensor) -> Tensor:

@@ -79,5 +79,5 @@ def check_probability(probability: float) -> None:
 def fixed_to_moving(sample: Sample) -> Tensor | None:
     """The (4, 4) matrix from voxels of the fixed grid to those of the moving one; None where they are one grid."""
     batch = {key: sample[key][None] for key in ("affine", "moving_affine") if key in sample}
-    found = fields.fixed_to_moving(cast(Pair, batch))
-    return None if found is None else found[0]
+    maps = fields.fixed_to_moving(cast(Pair, batch))
+    return None if maps is None else maps[0]

@@ -110,7 +110,7 @@ def mirrored_labels(names: Mapping[int, str]) -> dict[int, int]:
     by_name = {name.lower(): label for label, name in names.items()}
     pairs: dict[int, int] = {}
     for name, label in by_name.items():
-        other = _SIDE.sub(lambda found: _OTHER[found[0]], name)
+        other = _SIDE.sub(lambda match: _OTHER[match[0]], name)
         if other == name:
             continue
         if other not in by_name:

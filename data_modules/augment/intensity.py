@@ -94,5 +94,5 @@ def thick(image: Tensor, axis: int, factor: float) -> Tensor:
     size = list(image.shape[1:])
     coarse = [max(1, round(n / factor)) if i == axis else n for i, n in enumerate(size)]
     back = "bilinear" if len(size) == 2 else "trilinear"
-    seen = Compose([Resize(coarse, mode="area"), Resize(size, mode=back), EnsureType(track_meta=False)])
-    return cast(Tensor, seen(image))
+    resized = Compose([Resize(coarse, mode="area"), Resize(size, mode=back), EnsureType(track_meta=False)])
+    return cast(Tensor, resized(image))

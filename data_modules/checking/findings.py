@@ -46,9 +46,9 @@ class Findings:
 
     def sentences(self, severity: Severity) -> list[str]:
         """Sentences with their file in front, the first five, and how many more there are."""
-        found = [f"{finding.files[0]} {finding.sentence}" for finding in self.of(severity)]
-        more = len(found) - SHOWN
-        return [*found[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        sentences = [f"{finding.files[0]} {finding.sentence}" for finding in self.of(severity)]
+        more = len(sentences) - SHOWN
+        return [*sentences[:SHOWN], *([f"and {more} more"] if more > 0 else [])]
 
     def stop(self) -> None:
         """Raise if there is an error.

@@ -47,50 +47,50 @@ class CaseHeaders:
 
 
 def check_headers(
-    cases: Sequence[Case], asked: Asked, found: Findings, progress: bool = True
+    cases: Sequence[Case], asked: Asked, findings: Findings, progress: bool = True
 ) -> dict[Case, CaseHeaders]:
     """The headers of cases whose image can be used."""
     headers = {}
     for case in watched(cases, "Checking headers", progress):
-        if (known := case_headers(case, asked, found)) is not None:
-            headers[case] = known
+        if (usable := case_headers(case, asked, findings)) is not None:
+            headers[case] = usable
     return headers
 
 
-def case_headers(case: Case, asked: Asked, found: Findings) -> CaseHeaders | None:
+def case_headers(case: Case, asked: Asked, findings: Findings) -> CaseHeaders | None:
     """The headers of a case; None if its image cannot be used."""
     if asked.mask_images and case.mask is None:
-        found.error(case.image, "has no mask, expected one for mask_images")
-    headers = {kind: usable_header(path, f"the {kind} of a case", found) for kind, path in case.volumes.items()}
+        findings.error(case.image, "has no mask, expected one for mask_images")
+    headers = {kind: usable_header(path, f"the {kind} of a case", findings) for kind, path in case.volumes.items()}
     image = headers.pop("image")
     for kind, header in headers.items():
-        if image is not None and header is not None and not _on_grid(header, image, asked.affines, found):
+        if image is not None and header is not None and not _on_grid(header, image, asked.affines, findings):
             headers[kind] = None
-    if image is None or not _as_promised(case, image, found):
+    if image is None or not _as_promised(case, image, findings):
         return None
-    _orientation(image, found)
-    points = read_points(case, image.shape, found) if case.keypoints is not None else None
+    _orientation(image, findings)
+    points = read_points(case, image.shape, findings) if case.keypoints is not None else None
     return CaseHeaders(case, image, headers.get("label"), headers.get("mask"), points)
 
 
-def usable_header(path: Path, what: str, found: Findings) -> Header | None:
+def usable_header(path: Path, what: str, findings: Findings) -> Header | None:
     """The header of a whole volume of real numbers at a place in the world; None, and why, if it is no such."""
     if not path.is_file():
-        found.error(path, f"{MISSING}, expected {what}")
+        findings.error(path, f"{MISSING}, expected {what}")
         return None
     try:
         header = read_header(path)
     except Unreadable as error:
-        found.error(path, error.sentence)
+        findings.error(path, error.sentence)
         return None
     if header.dimension not in (2, 3):
-        found.error(path, f"has shape {times(header.shape)}, expected two or three axes")
+        findings.error(path, f"has shape {times(header.shape)}, expected two or three axes")
     elif header.dtype.kind not in "buif":
-        found.error(path, f"has the type {header.dtype}, expected real numbers")
+        findings.error(path, f"has the type {header.dtype}, expected real numbers")
     elif not header.invertible:
-        found.error(path, f"has the affine {_rows(header)} ({header.source}), expected an invertible one")
+        findings.error(path, f"has the affine {_rows(header)} ({header.source}), expected an invertible one")
     elif (why := header.cut_off) is not None:
-        found.error(path, f"is cut off ({why}), expected all {times(header.shape)} voxels of its header")
+        findings.error(path, f"is cut off ({why}), expected all {times(header.shape)} voxels of its header")
     else:
         return header
     return None
@@ -102,30 +102,30 @@ def dimension_of(case: Case) -> int:
     Raises:
         FileNotFoundError, ValueError: if its header cannot be used.
     """
-    found = Findings()
-    header = usable_header(case.image, "the image of a case", found)
-    found.stop()
+    findings = Findings()
+    header = usable_header(case.image, "the image of a case", findings)
+    findings.stop()
     assert header is not None
     return header.dimension
 
 
-def check_pairs(pairs: Iterable[CasePair], headers: dict[Case, CaseHeaders], asked: Asked, found: Findings) -> None:
+def check_pairs(pairs: Iterable[CasePair], headers: dict[Case, CaseHeaders], asked: Asked, findings: Findings) -> None:
     """The two images of a pair have equally many axes and landmarks, and lie on one grid or at least overlap."""
-    seen: set[frozenset[Case]] = set()
+    compared: set[frozenset[Case]] = set()
     for fixed, moving in pairs:
-        if fixed not in headers or moving not in headers or frozenset((fixed, moving)) in seen:
+        if fixed not in headers or moving not in headers or frozenset((fixed, moving)) in compared:
             continue
-        seen.add(frozenset((fixed, moving)))
+        compared.add(frozenset((fixed, moving)))
         one, two = headers[fixed], headers[moving]
-        _paired(two.image, one.image, asked, found)
+        _paired(two.image, one.image, asked, findings)
         if one.points is not None and two.points is not None and moving.keypoints and fixed.keypoints:
-            check_counts(moving.keypoints, len(two.points), fixed.keypoints, len(one.points), found)
+            check_counts(moving.keypoints, len(two.points), fixed.keypoints, len(one.points), findings)
 
 
-def check_counts(moving: Path, count: int, fixed: Path, expected: int, found: Findings) -> None:
+def check_counts(moving: Path, count: int, fixed: Path, expected: int, findings: Findings) -> None:
     """Fixed and moving image have equally many landmarks."""
     if count != expected:
-        found.error(moving, f"has {count} landmarks, expected {expected} as in {fixed}, with which it is paired")
+        findings.error(moving, f"has {count} landmarks, expected {expected} as in {fixed}, with which it is paired")
 
 
 def same_grid(affine: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:
@@ -142,54 +142,54 @@ def swapped(shape: Sequence[int], expected: Sequence[int]) -> str:
     return f": its axes look swapped{oasis if sorted(shape) == [160, 192, 224] else ''}"
 
 
-def _on_grid(header: Header, image: Header, affines: bool, found: Findings) -> bool:
+def _on_grid(header: Header, image: Header, affines: bool, findings: Findings) -> bool:
     """Whether a label map or mask lies on the grid of its image."""
     if header.shape != image.shape:
         expected = f"expected {times(image.shape)} as in {image.path}{swapped(header.shape, image.shape)}"
-        found.error(header.path, f"has shape {times(header.shape)}, {expected}")
+        findings.error(header.path, f"has shape {times(header.shape)}, {expected}")
         return False
     if affines and not same_grid(header.affine, image.affine):
-        found.error(header.path, f"has the affine {_rows(header)}, expected {_rows(image)} as in {image.path}")
+        findings.error(header.path, f"has the affine {_rows(header)}, expected {_rows(image)} as in {image.path}")
         return False
     return True
 
 
-def _as_promised(case: Case, image: Header, found: Findings) -> bool:
+def _as_promised(case: Case, image: Header, findings: Findings) -> bool:
     """Whether the image has the shape that its data set describes, as far as the order of axes goes."""
     # another size is the choice of who resampled the files, another order of the same axes is a mistake
     if case.shape is None or not (hint := swapped(image.shape, case.shape)):
         return True
     promise = f"expected {times(case.shape)} as in its dataset JSON{hint}"
-    found.error(case.image, f"has shape {times(image.shape)}, {promise}")
+    findings.error(case.image, f"has shape {times(image.shape)}, {promise}")
     return False
 
 
-def _orientation(image: Header, found: Findings) -> None:
+def _orientation(image: Header, findings: Findings) -> None:
     """Tells where the header says little, or two things, of where the image lies."""
     if image.source == "Analyze":
-        found.note(image.path, "is an Analyze file: its header has a voxel size but no orientation")
+        findings.note(image.path, "is an Analyze file: its header has a voxel size but no orientation")
     elif image.source == "voxel size":
         sentence = "has a header without affine (qform and sform code 0): its orientation and origin are made up"
-        found.warning(image.path, sentence)
+        findings.warning(image.path, sentence)
     elif np.array_equal(image.affine, np.eye(4)):
-        found.note(image.path, "has the identity as affine: orientation and origin may be made up")
+        findings.note(image.path, "has the identity as affine: orientation and origin may be made up")
     if image.disagreeing:
-        found.warning(image.path, "has a qform and an sform of different axes; the sform is used")
+        findings.warning(image.path, "has a qform and an sform of different axes; the sform is used")
 
 
-def _paired(moving: Header, fixed: Header, asked: Asked, found: Findings) -> None:
+def _paired(moving: Header, fixed: Header, asked: Asked, findings: Findings) -> None:
     as_fixed = f"as in {fixed.path}, with which it is paired"
     if moving.dimension != fixed.dimension:
         sizes = f"has {moving.dimension} axes ({times(moving.shape)}), expected {fixed.dimension}"
-        found.error(moving.path, f"{sizes} ({times(fixed.shape)}) {as_fixed}")
+        findings.error(moving.path, f"{sizes} ({times(fixed.shape)}) {as_fixed}")
     elif asked.common_grid and moving.shape != fixed.shape:
         hint = swapped(moving.shape, fixed.shape)
-        found.error(moving.path, f"has shape {times(moving.shape)}, expected {times(fixed.shape)} {as_fixed}{hint}")
+        findings.error(moving.path, f"has shape {times(moving.shape)}, expected {times(fixed.shape)} {as_fixed}{hint}")
     elif asked.affines and asked.common_grid and not same_grid(moving.affine, fixed.affine):
-        found.error(moving.path, f"lies on another grid ({_place(moving)}), expected ({_place(fixed)}) {as_fixed}")
+        findings.error(moving.path, f"lies on another grid ({_place(moving)}), expected ({_place(fixed)}) {as_fixed}")
     elif asked.affines and not asked.common_grid and apart(moving, fixed):
         sentence = f"({_place(moving)}) and {fixed.path} ({_place(fixed)}), with which it is paired, do not overlap"
-        found.error(moving.path, f"{sentence} in world coordinates, expected images of one place")
+        findings.error(moving.path, f"{sentence} in world coordinates, expected images of one place")
 
 
 def _place(header: Header) -> str:

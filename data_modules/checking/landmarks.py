@@ -11,21 +11,21 @@ from data_modules.layout import Case
 from dio_lightning.errors import times
 
 
-def read_points(case: Case, shape: Sequence[int], found: Findings) -> NDArray[np.float64] | None:
+def read_points(case: Case, shape: Sequence[int], findings: Findings) -> NDArray[np.float64] | None:
     """Landmarks (n, d) in voxels from a CSV without header, finite and inside the grid; None, and why, if not."""
     path, d = case.keypoints, len(shape)
     assert path is not None
     if not path.is_file():
-        found.error(path, f"{MISSING}, expected the landmarks of {case.image.name}")
+        findings.error(path, f"{MISSING}, expected the landmarks of {case.image.name}")
         return None
     try:
         points = _numbers(path)
     except (OSError, ValueError) as error:
         sentence = f"cannot be read as landmarks ({error}), expected rows of {d} numbers and no header"
-        found.error(path, sentence + _separator(path))
+        findings.error(path, sentence + _separator(path))
         return None
     if points.shape[1] != d or not len(points):
-        found.error(path, f"has {len(points)} rows of {points.shape[1]} numbers, expected rows of {d}")
+        findings.error(path, f"has {len(points)} rows of {points.shape[1]} numbers, expected rows of {d}")
         return None
     good = within(points, shape)
     if good.all():
@@ -34,15 +34,15 @@ def read_points(case: Case, shape: Sequence[int], found: Findings) -> NDArray[np
     values = ", ".join(f"{value:g}" for value in points[row])
     sentence = f"has {int((~good).sum())} of {len(points)} landmarks outside of the image of {times(shape)} voxels"
     hint = "; with reversed axes all are inside" if within(points[:, ::-1], shape).all() else ""
-    found.error(path, f"{sentence}, the first in row {row + 1}: ({values}){hint}")
+    findings.error(path, f"{sentence}, the first in row {row + 1}: ({values}){hint}")
     return None
 
 
-def check_covered(path: Path, points: NDArray[np.float64], inside: NDArray[np.bool_], found: Findings) -> None:
+def check_covered(path: Path, points: NDArray[np.float64], inside: NDArray[np.bool_], findings: Findings) -> None:
     """Landmarks lie inside the mask of their image."""
     missed = int((~inside[tuple(np.rint(points).astype(int).T)]).sum())
     if missed:
-        found.warning(path, f"has {missed} of {len(points)} landmarks outside of the mask")
+        findings.warning(path, f"has {missed} of {len(points)} landmarks outside of the mask")
 
 
 def within(points: NDArray, shape: Sequence[int]) -> NDArray[np.bool_]:

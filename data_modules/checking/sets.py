@@ -21,18 +21,20 @@ FAR = 5.0
 """Intensity ranges and mask coverages that differ by this factor from the median are told."""
 
 
-def geometry(facts: Sequence[Facts], severity: Severity, found: Findings) -> None:
+def geometry(facts: Sequence[Facts], severity: Severity, findings: Findings) -> None:
     """Orientation and spacing as in most cases."""
-    _odd(facts, lambda known: known.header.axes, lambda axes: f"orientation {axes}", severity, found)
-    _odd(facts, lambda known: tuple(np.round(known.spacing, 2)), lambda s: f"spacing {times(s)} mm", severity, found)
+    _odd(facts, lambda one: one.header.axes, lambda axes: f"orientation {axes}", severity, findings)
+    _odd(facts, lambda one: tuple(np.round(one.spacing, 2)), lambda s: f"spacing {times(s)} mm", severity, findings)
 
 
-def _odd(facts: Sequence[Facts], value: Callable, say: Callable[..., str], severity: Severity, found: Findings) -> None:
+def _odd(
+    facts: Sequence[Facts], value: Callable, say: Callable[..., str], severity: Severity, findings: Findings
+) -> None:
     """Tell of cases whose value is not the most frequent one."""
-    common = most([value(known) for known in facts])
-    for known in facts:
-        if value(known) != common:
-            found.add(severity, known.case.image, f"has {say(value(known))}, most others have {say(common)}")
+    common = most([value(one) for one in facts])
+    for one in facts:
+        if value(one) != common:
+            findings.add(severity, one.case.image, f"has {say(value(one))}, most others have {say(common)}")
 
 
 def label_sets(
@@ -40,65 +42,65 @@ def label_sets(
     names: Mapping[int, str],
     wanted: Iterable[int] | None,
     severity: Severity,
-    found: Findings,
+    findings: Findings,
 ) -> None:
     """Labels that most cases have and this one lacks, that few others have, and that the data set does not name."""
-    kept = [(known, _kept(known.labels, wanted)) for known in facts if known.labels]
+    kept = [(one, _kept(one.labels, wanted)) for one in facts if one.labels]
     count = Counter(label for _, labels in kept for label in labels)
-    usual = {label for label, seen in count.items() if 2 * seen > len(kept)}
-    for known, labels in kept:
-        path = known.case.label or known.case.image
+    usual = {label for label, cases in count.items() if 2 * cases > len(kept)}
+    for one, labels in kept:
+        path = one.case.label or one.case.image
         if len(kept) > 1 and (missing := usual - labels):
-            found.add(severity, path, f"lacks {_named(missing, names)}, which most others have")
+            findings.add(severity, path, f"lacks {_named(missing, names)}, which most others have")
         if len(kept) > 1 and (rare := labels - usual):
-            found.add(severity, path, f"has {_named(rare, names)}, which most others lack")
+            findings.add(severity, path, f"has {_named(rare, names)}, which most others lack")
         if names and (unknown := labels - names.keys()):
-            found.warning(path, f"has {_named(unknown, {})}, to which the data set gives no name")
+            findings.warning(path, f"has {_named(unknown, {})}, to which the data set gives no name")
 
 
 def check_chosen(
-    source: Path, chosen: Mapping[int, int] | None, maps: Sequence[Iterable[int]], found: Findings
+    source: Path, chosen: Mapping[int, int] | None, maps: Sequence[Iterable[int]], findings: Findings
 ) -> None:
     """Labels that were chosen are in some label map; `maps` are the chosen numbers that each map has."""
     if chosen is None or not maps:
         return
-    seen = {number for one in maps for number in one}
-    missing = sorted(label for label, number in chosen.items() if number not in seen)
+    present = {number for one in maps for number in one}
+    missing = sorted(label for label, number in chosen.items() if number not in present)
     if missing:
         sentence = f"has no label map with {_named(missing, {})} of `labels` ({len(maps)} were read)"
-        found.add("error" if len(missing) == len(chosen) else "warning", source, sentence)
+        findings.add("error" if len(missing) == len(chosen) else "warning", source, sentence)
 
 
-def ranges(facts: Sequence[Facts], asked: Asked, found: Findings) -> None:
+def ranges(facts: Sequence[Facts], asked: Asked, findings: Findings) -> None:
     """Intensities and masks unlike others of the same kind, and values that do not fit the normalisation."""
     for group in _by_channel(facts).values():
-        widths = [known.range[2] - known.range[1] for known in group]
+        widths = [one.range[2] - one.range[1] for one in group]
         usual = statistics.median(widths) if len(widths) > 2 else 0.0
-        for known, width in zip(group, widths, strict=True):
+        for one, width in zip(group, widths, strict=True):
             if usual > 0 and not usual / FAR <= width <= usual * FAR:
-                text = f"spans {known.range[1]:g} to {known.range[2]:g} (0.5 to 99.5 %)"
-                found.warning(known.case.image, f"{text}, far from the {usual:g} of the median case")
-            _normalisation(known.case.image, known.range, asked, found)
-        covered = [known.coverage for known in group if known.coverage]
+                text = f"spans {one.range[1]:g} to {one.range[2]:g} (0.5 to 99.5 %)"
+                findings.warning(one.case.image, f"{text}, far from the {usual:g} of the median case")
+            _normalisation(one.case.image, one.range, asked, findings)
+        covered = [one.coverage for one in group if one.coverage]
         middle = statistics.median(covered) if len(covered) > 2 else 0.0
-        for known in group:
-            if known.coverage and known.case.mask and middle and not middle / FAR <= known.coverage <= middle * FAR:
-                text = f"covers {known.coverage:.1%} of the voxels, the median mask {middle:.1%}"
-                found.warning(known.case.mask, text)
+        for one in group:
+            if one.coverage and one.case.mask and middle and not middle / FAR <= one.coverage <= middle * FAR:
+                text = f"covers {one.coverage:.1%} of the voxels, the median mask {middle:.1%}"
+                findings.warning(one.case.mask, text)
 
 
-def _normalisation(path: Path, limits: tuple[float, float, float, float], asked: Asked, found: Findings) -> None:
+def _normalisation(path: Path, limits: tuple[float, float, float, float], asked: Asked, findings: Findings) -> None:
     least, low, high, largest = limits
     if asked.clip is not None:
         return
     if least < HOUNSFIELD[0] and largest > HOUNSFIELD[1]:
         advice = "set `--data.normalise window --data.clip '[-1000, 500]'` or the window of your organ"
-        found.warning(path, f"has values like Hounsfield units and no clip: {advice}")
+        findings.warning(path, f"has values like Hounsfield units and no clip: {advice}")
     elif asked.normalise == "max" and largest - least > 2 * FAR * (high - low) > 0:
         sentence = f"has its largest value {largest:g} far above its 99.5 % value {high:g}"
-        found.warning(path, f"{sentence}: `--data.normalise percentile` keeps contrast")
+        findings.warning(path, f"{sentence}: `--data.normalise percentile` keeps contrast")
     elif asked.normalise == "none" and high > 10:
-        found.warning(path, f"has values up to {high:g} and is not normalised: networks expect about 0 to 1")
+        findings.warning(path, f"has values up to {high:g} and is not normalised: networks expect about 0 to 1")
 
 
 def most(values: Sequence) -> Any:  # noqa: ANN401
@@ -121,7 +123,7 @@ def _named(labels: Iterable[int], names: Mapping[int, str]) -> str:
 def _by_channel(facts: Sequence[Facts]) -> dict[str, list[Facts]]:
     """Cases by the channel at the end of their ids (_0000, _0001), which may be another modality."""
     groups: dict[str, list[Facts]] = {}
-    for known in facts:
-        ending = re.search(r"_\d{4}$", known.case.id)
-        groups.setdefault(ending[0] if ending else "", []).append(known)
+    for one in facts:
+        ending = re.search(r"_\d{4}$", one.case.id)
+        groups.setdefault(ending[0] if ending else "", []).append(one)
     return groups

@@ -13,21 +13,21 @@ GLANCE = 2**16
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def check_layout(source: Path, layout: Layout, found: Findings) -> None:
+def check_layout(source: Path, layout: Layout, findings: Findings) -> None:
     """One image for one id, and nobody in two splits; `source` is the folder or file that lists them."""
     if not layout.every_case:
-        found.error(source, "has no images, expected at least two")
+        findings.error(source, "has no images, expected at least two")
     names: dict[str, Path] = {}
     for case in dict.fromkeys([*layout.cases, *layout.every_case]):
         if (other := names.setdefault(case.id, case.image)) != case.image:
-            found.error(case.image, f"and {other} are both {case.id}, expected one image for one id")
+            findings.error(case.image, f"and {other} are both {case.id}, expected one image for one id")
     for remark in layout.remarks:
-        found.note(source, remark)
+        findings.note(source, remark)
     if not layout.one_set:
-        _check_apart(source, layout, found)
+        _check_apart(source, layout, findings)
 
 
-def _check_apart(source: Path, layout: Layout, found: Findings) -> None:
+def _check_apart(source: Path, layout: Layout, findings: Findings) -> None:
     """Nobody is in two splits."""
     one_set = [
         name for name in ("val", "test") if _shared(layout, "train", name) and _on_purpose(layout, "train", name)
@@ -35,18 +35,18 @@ def _check_apart(source: Path, layout: Layout, found: Findings) -> None:
     if one_set:
         *first, last = [SPLITS["train"], *map(SPLITS.__getitem__, one_set)]
         names = f"{', '.join(first)} and {last}"
-        found.warning(source, f"has the same pairs for {names}: scores are those of training pairs")
+        findings.warning(source, f"has the same pairs for {names}: scores are those of training pairs")
     alike = layout.val == layout.test
     for held in ("val",) if alike else ("val", "test"):
         if held not in one_set and (shared := _shared(layout, "train", held)):
             pairs = f"in a training pair and in a {SPLITS[held]} pair"
-            found.error(source, f"leaks: {shared[0]} is {pairs}, expected it in one")
+            findings.error(source, f"leaks: {shared[0]} is {pairs}, expected it in one")
     if not one_set and (shared := _shared(layout, "val", "test")):
         what = "the same pairs" if alike else f"{len(shared)} images, such as {shared[0]},"
-        found.warning(source, f"has {what} for validation and test: what is chosen on the one favours the other")
+        findings.warning(source, f"has {what} for validation and test: what is chosen on the one favours the other")
 
 
-def check_kinds(layout: Layout, split: str, found: Findings) -> None:
+def check_kinds(layout: Layout, split: str, findings: Findings) -> None:
     """Within a split either every case or none has a label; likewise a mask, landmarks.
 
     What the data set gives for one side of its pairs alone, such as the label map of an atlas, is not asked for.
@@ -58,16 +58,16 @@ def check_kinds(layout: Layout, split: str, found: Findings) -> None:
             continue
         for case in cases:
             if getattr(case, kind) is None:
-                found.error(case.image, f"has no {name}, expected one as for {having.id} of the same split")
+                findings.error(case.image, f"has no {name}, expected one as for {having.id} of the same split")
 
 
-def check_copies(digests: Iterable[tuple[Path, str]], layout: Layout, found: Findings) -> None:
+def check_copies(digests: Iterable[tuple[Path, str]], layout: Layout, findings: Findings) -> None:
     """One image under two names: an error where one is trained on and the other is held out.
 
     Args:
         digests: images, each with a digest of its values.
         layout: says who is in which split.
-        found: takes the findings.
+        findings: takes the findings.
     """
     trained = layout.images("train")
     held = (set() if layout.one_set else layout.images("val") | layout.images("test")) - trained
@@ -77,7 +77,7 @@ def check_copies(digests: Iterable[tuple[Path, str]], layout: Layout, found: Fin
         if twin != image:
             leak = (image in trained and twin in held) or (twin in trained and image in held)
             across = ": one is for training, the other for validation or test" if leak else ""
-            found.add("error" if leak else "warning", image, f"holds the same values as {twin}{across}")
+            findings.add("error" if leak else "warning", image, f"holds the same values as {twin}{across}")
 
 
 def file_digests(images: Iterable[Path]) -> Iterator[tuple[Path, str]]:

@@ -43,68 +43,72 @@ class CaseVolumes:
     inside: NDArray[np.bool_] | None = None
 
 
-def read_case(case: Case, asked: Asked, found: Findings) -> CaseVolumes | None:
+def read_case(case: Case, asked: Asked, findings: Findings) -> CaseVolumes | None:
     """A case from its files; None, and why, if any of them is not as expected."""
-    before = found.errors
-    headers = case_headers(case, asked, found)
-    volumes = case_volumes(headers, asked, found) if headers is not None else None
-    return volumes if found.errors == before else None
+    before = findings.errors
+    headers = case_headers(case, asked, findings)
+    volumes = case_volumes(headers, asked, findings) if headers is not None else None
+    return volumes if findings.errors == before else None
 
 
-def case_volumes(headers: CaseHeaders, asked: Asked, found: Findings) -> CaseVolumes | None:
+def case_volumes(headers: CaseHeaders, asked: Asked, findings: Findings) -> CaseVolumes | None:
     """The values behind headers that can be used; None, and why, if the image's are not as expected."""
-    label, stored, inside = _label_and_mask(headers.label, headers.mask, asked, found)
+    label, stored, inside = _label_and_mask(headers.label, headers.mask, asked, findings)
     if headers.points is not None and inside is not None and headers.case.keypoints is not None:
-        check_covered(headers.case.keypoints, headers.points, inside, found)
-    values = _values(headers.image, found)
-    if values is None or (limits := intensities(headers.image.path, values, asked, found)) is None:
+        check_covered(headers.case.keypoints, headers.points, inside, findings)
+    values = _values(headers.image, findings)
+    if values is None or (limits := intensities(headers.image.path, values, asked, findings)) is None:
         return None
     # a copy: values that were mapped from a file would change with it
     image = np.array(values, dtype=np.float32, order="C")
     return CaseVolumes(headers, image, limits, label, stored, inside)
 
 
-def check_beside(case: Case, asked: Asked, found: Findings) -> None:
+def check_beside(case: Case, asked: Asked, findings: Findings) -> None:
     """The label map and the mask of a case whose image cannot be used."""
     label, mask = (
-        usable_header(path, f"the {kind} of a case", found) if path is not None else None
+        usable_header(path, f"the {kind} of a case", findings) if path is not None else None
         for kind, path in (("label", case.label), ("mask", case.mask))
     )
-    _label_and_mask(label, mask, asked, found)
+    _label_and_mask(label, mask, asked, findings)
 
 
-def intensities(path: Path, values: NDArray, asked: Asked, found: Findings) -> tuple[float, float, float, float] | None:
+def intensities(
+    path: Path, values: NDArray, asked: Asked, findings: Findings
+) -> tuple[float, float, float, float] | None:
     """Least value, 0.5 %, 99.5 % and largest value of an image; None, and why, if it cannot be registered."""
     if values.dtype.kind == "f":
         with np.errstate(over="ignore"):
             count = int((~np.isfinite(values.astype(np.float32))).sum())
         if count:
             sentence = f"has {count} voxels that are NaN or infinite, expected finite intensities"
-            found.error(path, f"{sentence} below {np.finfo(np.float32).max:.2g}")
+            findings.error(path, f"{sentence} below {np.finfo(np.float32).max:.2g}")
             return None
     least, largest = float(values.min()), float(values.max())
     if least == largest:
-        found.error(path, f"is {least:g} everywhere, expected an image")
+        findings.error(path, f"is {least:g} everywhere, expected an image")
         return None
     flat = values.ravel(order="K")
     low, high = np.percentile(flat[:: max(1, flat.size // SAMPLED)], [0.5, 99.5])
     if asked.clip is not None and (high <= asked.clip[0] or low >= asked.clip[1]):
         window = f"clip {list(asked.clip)}"
-        found.error(path, f"spans {low:g} to {high:g} (0.5 to 99.5 %), all outside of {window}: nothing would be left")
+        findings.error(
+            path, f"spans {low:g} to {high:g} (0.5 to 99.5 %), all outside of {window}: nothing would be left"
+        )
         return None
     return least, float(low), float(high), largest
 
 
 def label_map(
-    path: Path, values: NDArray, chosen: Mapping[int, int] | None, found: Findings
+    path: Path, values: NDArray, chosen: Mapping[int, int] | None, findings: Findings
 ) -> tuple[NDArray[np.int16] | None, frozenset[int] | None]:
     """A label map with the labels that are chosen, and all labels above 0 of the file; None, and why, if not."""
-    whole = whole_numbers(path, values, found)
+    whole = whole_numbers(path, values, findings)
     if whole is None:
         return None, None
     stored = present(whole)
     if not (stored != 0).any():
-        found.error(path, "is 0 everywhere, expected labels above 0")
+        findings.error(path, "is 0 everywhere, expected labels above 0")
         return None, None
     labels = frozenset(int(value) for value in stored if value > 0)
     if chosen is not None:
@@ -113,12 +117,12 @@ def label_map(
     if wrong.size:
         hint = f": choose labels or give them other numbers (`--data.labels '{{{wrong[-1]}: 1}}'`)"
         sentence = f"has the value {wrong[0]}, expected integers from 0 to {LARGEST_LABEL}"
-        found.error(path, sentence + (hint if wrong[-1] > LARGEST_LABEL else ""))
+        findings.error(path, sentence + (hint if wrong[-1] > LARGEST_LABEL else ""))
         return None, None
     return np.ascontiguousarray(whole, dtype=np.int16), labels
 
 
-def whole_numbers(path: Path, values: NDArray, found: Findings) -> NDArray[np.int64] | None:
+def whole_numbers(path: Path, values: NDArray, findings: Findings) -> NDArray[np.int64] | None:
     """Stored labels as integers; None, and the digits that offend, if they are none."""
     if values.dtype.kind != "f":
         return values.astype(np.int64)
@@ -128,7 +132,7 @@ def whole_numbers(path: Path, values: NDArray, found: Findings) -> NDArray[np.in
     if wrong.any():
         offending = values[wrong].flat[0]
         sentence = f"has the value {_digits(float(offending))}, expected integers from 0 to {LARGEST_LABEL}"
-        found.error(path, f"{sentence} (to {WHOLE:g})")
+        findings.error(path, f"{sentence} (to {WHOLE:g})")
         return None
     return rounded.astype(np.int64)
 
@@ -150,44 +154,44 @@ def renumbered(labels: NDArray[np.int64], stored: NDArray[np.int64], chosen: Map
     return np.ascontiguousarray(table[labels])
 
 
-def check_mask(path: Path, values: NDArray, found: Findings) -> NDArray[np.bool_] | None:
+def check_mask(path: Path, values: NDArray, findings: Findings) -> NDArray[np.bool_] | None:
     """The voxels above 0; None, and why, if there are none."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         count = int((~np.isfinite(values)).sum())
-        found.error(path, f"has {count} voxels that are NaN or infinite, expected a mask of 0 and 1")
+        findings.error(path, f"has {count} voxels that are NaN or infinite, expected a mask of 0 and 1")
         return None
     inside = np.ascontiguousarray(values > 0)
     if not inside.any():
-        found.error(path, "is 0 everywhere, expected a mask with voxels above 0")
+        findings.error(path, "is 0 everywhere, expected a mask with voxels above 0")
         return None
     positive = values[inside]
     largest = float(positive.max())
     if float(positive.min()) != largest:
         half = float((values > largest / 2).mean())
         sentence = f"is no mask of two values: {inside.mean():.1%} of its voxels are above 0 and count as inside, "
-        found.warning(path, f"{sentence}{half:.1%} are above half of its largest value {largest:g}")
+        findings.warning(path, f"{sentence}{half:.1%} are above half of its largest value {largest:g}")
     elif inside.all():
-        found.note(path, "covers every voxel: it masks nothing")
+        findings.note(path, "covers every voxel: it masks nothing")
     return inside
 
 
 def _label_and_mask(
-    label: Header | None, mask: Header | None, asked: Asked, found: Findings
+    label: Header | None, mask: Header | None, asked: Asked, findings: Findings
 ) -> tuple[NDArray[np.int16] | None, frozenset[int] | None, NDArray[np.bool_] | None]:
     """The label map, all labels of its file, and the mask, as far as they are there and as expected."""
     chosen = stored = inside = None
-    if label is not None and (values := _values(label, found)) is not None:
-        chosen, stored = label_map(label.path, values, asked.labels, found)
-    if mask is not None and (values := _values(mask, found)) is not None:
-        inside = check_mask(mask.path, values, found)
+    if label is not None and (values := _values(label, findings)) is not None:
+        chosen, stored = label_map(label.path, values, asked.labels, findings)
+    if mask is not None and (values := _values(mask, findings)) is not None:
+        inside = check_mask(mask.path, values, findings)
     return chosen, stored, inside
 
 
-def _values(header: Header, found: Findings) -> NDArray | None:
+def _values(header: Header, findings: Findings) -> NDArray | None:
     try:
         return header.values()
     except Unreadable as error:
-        found.error(header.path, error.sentence)
+        findings.error(header.path, error.sentence)
         return None
 
 

@@ -61,11 +61,11 @@ def stamp(paths: Mapping[str, Path]) -> Stamp:
 
     The time of change (ctime) cannot be set back, as that of modification can.
     """
-    found: list[tuple[int, ...] | None] = []
+    stats: list[tuple[int, ...] | None] = []
     for part in (part for path in paths.values() for part in files_of(path)):
         status = part.stat() if part.exists() else None
-        found.append(status and (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    return tuple(found)
+        stats.append(status and (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return tuple(stats)
 
 
 def content_key(paths: Mapping[str, Path], recipe: str) -> str:
@@ -98,15 +98,15 @@ class Store:
         if not path.is_file():
             return None
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            subject = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except FileNotFoundError:
             return None
         except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-            found = None
-        if not isinstance(found, dict) or not {"image", "affine", "voxels"} <= found.keys():
+            subject = None
+        if not isinstance(subject, dict) or not {"image", "affine", "voxels"} <= subject.keys():
             warnings.warn(f"{path} cannot be read and is made again", stacklevel=2)
             return None
-        return found
+        return subject
 
     def save(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Write tensors under a key.

@@ -39,12 +39,12 @@ def chosen_labels(labels: Labels, names: Mapping[int, str]) -> dict[int, int] | 
         return None
     entries = {labels: None} if isinstance(labels, str) else dict.fromkeys(labels)
     wanted = labels if isinstance(labels, Mapping) else entries
-    known = {name.lower(): label for label, name in names.items()}
+    numbers = {name.lower(): label for label, name in names.items()}
     chosen: dict[int, int] = {}
     for entry, number in wanted.items():
         label = _number(entry)
         if label is None:
-            label = _named(str(entry), known, names)
+            label = _named(str(entry), numbers, names)
         chosen[label] = label if number is None else int(number)
     if max(chosen.values()) > LARGEST_LABEL:
         largest = max(chosen.values())
@@ -56,8 +56,8 @@ def chosen_labels(labels: Labels, names: Mapping[int, str]) -> dict[int, int] | 
 
 def renamed(names: Mapping[int, str], chosen: Mapping[int, int]) -> dict[int, str]:
     """Names by the numbers that labels get, background included; of labels that are merged, the first one names all."""
-    found = {number: names[label] for label, number in reversed(list(chosen.items())) if label in names}
-    return {label: name for label, name in names.items() if label == 0} | dict(sorted(found.items()))
+    kept = {number: names[label] for label, number in reversed(list(chosen.items())) if label in names}
+    return {label: name for label, name in names.items() if label == 0} | dict(sorted(kept.items()))
 
 
 def _number(entry: int | str) -> int | None:
@@ -65,13 +65,13 @@ def _number(entry: int | str) -> int | None:
     return int(text) if text.lstrip("-").isdigit() else None
 
 
-def _named(entry: str, known: Mapping[str, int], names: Mapping[int, str]) -> int:
+def _named(entry: str, numbers: Mapping[str, int], names: Mapping[int, str]) -> int:
     """The label of a name."""
-    if entry.lower() in known:
-        return known[entry.lower()]
-    close = get_close_matches(entry.lower(), known, n=3)
-    likely = [f"{names[known[name]]} ({known[name]})" for name in close]
-    if not known:
+    if entry.lower() in numbers:
+        return numbers[entry.lower()]
+    close = get_close_matches(entry.lower(), numbers, n=3)
+    likely = [f"{names[numbers[name]]} ({numbers[name]})" for name in close]
+    if not numbers:
         hint = "numbers: the data set gives its labels no names"
     else:
         hint = f"a name of the data set: did you mean {' or '.join(likely)}?" if likely else "a name of the data set"

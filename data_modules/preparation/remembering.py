@@ -39,9 +39,11 @@ def facts_of(subject: Subject) -> Facts:
     )
 
 
-def check_inside(subject: Subject, case: Case, found: Findings) -> None:
+def check_inside(subject: Subject, case: Case, findings: Findings) -> None:
     """Landmarks lie on the prepared grid, to half a voxel: resampling to coarser voxels moves its border."""
     last = torch.tensor(subject["image"].shape[1:])[:, None] - 1
     outside = ((subject["points"] < -0.5) | (subject["points"] > last + 0.5)).any(0).nonzero().flatten().tolist()
     if outside:
-        found.error(str(case.keypoints), f"row {outside[0] + 1} lies outside of the prepared image, expected it inside")
+        findings.error(
+            str(case.keypoints), f"row {outside[0] + 1} lies outside of the prepared image, expected it inside"
+        )

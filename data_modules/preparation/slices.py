@@ -50,13 +50,13 @@ class Slicing:
             raise ValueError(f"{case.image} has two axes, expected a volume to cut into {self.plane} slices")
         directions = header.affine[:3, :3]
         along = np.abs(directions[[*ACROSS].index(self.plane)])
-        (found,) = np.nonzero(along > 0.5**0.5 * np.linalg.norm(directions, axis=0))
-        if len(found) != 1:
+        (axes,) = np.nonzero(along > 0.5**0.5 * np.linalg.norm(directions, axis=0))
+        if len(axes) != 1:
             raise ValueError(
                 f"{case.image} has the affine {np.round(directions, 3).tolist()}, expected one array axis within 45 "
                 f"degrees of {ACROSS[self.plane]} to cut {self.plane} slices"
             )
-        return int(found[0]), header.shape[found[0]]
+        return int(axes[0]), header.shape[axes[0]]
 
     def cuts(self, case: Case, training: bool) -> tuple[int, range]:
         """Array axis and indices of a pair's slices: all from first to last in training, else every `every`-th.
@@ -83,11 +83,11 @@ class Slicing:
         axis, size = self.axis(cases[0])
         problems = Findings()
         for case in cases[1:]:
-            found = self.axis(case)
-            if found != (axis, size):
+            own = self.axis(case)
+            if own != (axis, size):
                 problems.error(
                     case.image,
-                    f"has {found[1]} {self.plane} slices along axis {found[0]}, expected {size} along "
+                    f"has {own[1]} {self.plane} slices along axis {own[0]}, expected {size} along "
                     f"axis {axis} as in {cases[0].image}",
                 )
         problems.stop()

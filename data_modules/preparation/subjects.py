@@ -80,18 +80,18 @@ class Subjects:
         largest = max((len(facts.voxels) for facts in self._facts.values()), default=1) - 1
         return largest if self.kept is None else min(largest, max(self.kept))
 
-    def fill(self, pairs: Sequence[CasePair], found: Findings, progress: bool = True) -> None:
+    def fill(self, pairs: Sequence[CasePair], findings: Findings, progress: bool = True) -> None:
         """Read and check the cases of the pairs, those again whose files have changed.
 
         Raises:
             ValueError: with up to five sentences.
         """
         for case in self._watched(unique_cases(pairs), progress):
-            self._get(case, found)
-        found.stop()
+            self._get(case, findings)
+        findings.stop()
         for fixed, moving in pairs:
-            self._compare(fixed, moving, found)
-        found.stop()
+            self._compare(fixed, moving, findings)
+        findings.stop()
 
     def keep_large(self, cases: Sequence[Case], least: int, progress: bool = True) -> list[int]:
         """Labels with fewer voxels than `least` in any of the cases become background; returns those known.
@@ -101,11 +101,11 @@ class Subjects:
         Raises:
             ValueError: if a case is not as expected, or no label is left.
         """
-        found = Findings()
+        findings = Findings()
         for case in self._watched(cases, progress):
             if case not in self._facts:
-                self._get(case, found, keep=False)
-        found.stop()
+                self._get(case, findings, keep=False)
+        findings.stop()
         kept = large_labels([self._facts[case].voxels for case in cases], least)
         if kept != self.kept:
             if self.kept is not None:
@@ -113,8 +113,8 @@ class Subjects:
             self.kept = kept
             for case, subject in self._cached.items():
                 self._cached[case] = without_small(subject, kept)
-        seen = {label for facts in self._facts.values() for label in facts.voxels.nonzero().flatten().tolist()}
-        return sorted(seen - {0, *kept})
+        present = {label for facts in self._facts.values() for label in facts.voxels.nonzero().flatten().tolist()}
+        return sorted(present - {0, *kept})
 
     def __getitem__(self, case: Case) -> Subject:
         """The case, from memory or disk if it is there.
@@ -122,9 +122,9 @@ class Subjects:
         Raises:
             ValueError: if its values are not as expected.
         """
-        found = Findings()
-        subject = self._get(case, found)
-        found.stop()
+        findings = Findings()
+        subject = self._get(case, findings)
+        findings.stop()
         assert subject is not None
         return subject
 
@@ -140,10 +140,10 @@ class Subjects:
             sample |= {f"{side}{name}": case[key] for side, case in (("fixed", one), ("moving", two)) if key in case}
         if "points" in one and "points" in two:
             sample |= {"fixed_points": one["points"], "moving_points": two["points"]}
-        found = Findings()
-        if self._compare(fixed, moving, found):
+        findings = Findings()
+        if self._compare(fixed, moving, findings):
             sample["moving_affine"] = two["affine"]
-        found.stop()
+        findings.stop()
         if self.world_kept:
             sample |= {"fixed_file": str(fixed.image), "moving_file": str(moving.image)}
         return {**sample, "fixed_id": fixed.id, "moving_id": moving.id}
@@ -154,16 +154,16 @@ class Subjects:
         for case in watched(cases, title, progress):
             now = stamp(case.files)
             if self._stamps.get(case) != now:
-                for known in (self._cached, self._facts, self._keys):
-                    known.pop(case, None)
+                for memory in (self._cached, self._facts, self._keys):
+                    memory.pop(case, None)
                 self._stamps[case] = now
             yield case
 
-    def _get(self, case: Case, found: Findings, keep: bool = True) -> Subject | None:
+    def _get(self, case: Case, findings: Findings, keep: bool = True) -> Subject | None:
         """A case from memory, from disk or from its files; None if it has errors."""
         if case in self._cached:
             return self._cached[case]
-        subject = self._stored(case, found) if self._store else self._load(case, found)
+        subject = self._stored(case, findings) if self._store else self._load(case, findings)
         if subject is None:
             return None
         if case not in self._facts:
@@ -174,7 +174,7 @@ class Subjects:
             self._cached[case] = subject
         return subject
 
-    def _stored(self, case: Case, found: Findings) -> Subject | None:
+    def _stored(self, case: Case, findings: Findings) -> Subject | None:
         """A case from the disk cache, where it is put if it is not there."""
         assert self._store is not None
         paths = case.files
@@ -183,20 +183,20 @@ class Subjects:
             try:
                 self._keys[case] = content_key(paths, self._recipe)
             except OSError as error:
-                found.error(str(error.filename), f"cannot be read ({error.strerror}), expected a file of {case.id}")
+                findings.error(str(error.filename), f"cannot be read ({error.strerror}), expected a file of {case.id}")
                 return None
         subject = self._store.load(self._keys[case])
         if subject is None:
-            subject = self._load(case, found)
+            subject = self._load(case, findings)
             # what was read is stored only under the name of what was hashed
             if subject is not None and stamp(paths) == before == self._stamps.setdefault(case, before):
                 self._store.save(self._keys[case], subject)
         return subject
 
-    def _load(self, case: Case, found: Findings) -> Subject | None:
+    def _load(self, case: Case, findings: Findings) -> Subject | None:
         """Read, check and prepare a case; None if it has errors."""
-        before = found.errors
-        volumes = self.read(case, self.asked, found)
+        before = findings.errors
+        volumes = self.read(case, self.asked, findings)
         if volumes is None:
             return None
         subject = cast(Subject, self.prepare(tensors(volumes)))
@@ -204,21 +204,21 @@ class Subjects:
             stored = torch.from_numpy(volumes.headers.image.affine)
             points = torch.from_numpy(volumes.headers.points.astype("float32")).T.contiguous()
             subject["points"] = carried(points, stored, subject["affine"])
-            check_inside(subject, case, found)
+            check_inside(subject, case, findings)
         label = subject.get("label", torch.zeros(1, dtype=torch.int16))
         subject["voxels"] = torch.bincount(label.flatten())
-        return subject if found.errors == before else None
+        return subject if findings.errors == before else None
 
-    def _compare(self, fixed: Case, moving: Case, found: Findings) -> bool:
+    def _compare(self, fixed: Case, moving: Case, findings: Findings) -> bool:
         """Whether the cases lie on two grids, an error for a common grid; their landmarks are counted."""
         one, two = self._facts[fixed], self._facts[moving]
         if fixed.keypoints and moving.keypoints:
-            check_counts(moving.keypoints, two.landmarks, fixed.keypoints, one.landmarks, found)
+            check_counts(moving.keypoints, two.landmarks, fixed.keypoints, one.landmarks, findings)
         if one.shape == two.shape and same_grid(two.affine.numpy(), one.affine.numpy()):
             return False
         if self.asked.common_grid:
             sentence = (
                 f"lies on another grid ({times(two.shape)}) than {fixed.image} ({times(one.shape)}) once prepared"
             )
-            found.error(moving.image, f"{sentence}, expected one grid: set common_grid to false")
+            findings.error(moving.image, f"{sentence}, expected one grid: set common_grid to false")
         return True

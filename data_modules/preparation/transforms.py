@@ -81,11 +81,11 @@ class _Grid(Transform):
     """Adds where the image lies: spacing (d,) in mm, affine (4, 4) float64."""
 
     def __call__(self, data: dict[str, MetaTensor]) -> dict[str, Tensor]:
-        d, found = data["image"].ndim - 1, torch.as_tensor(data["image"].affine, dtype=torch.float64)
+        d, stored = data["image"].ndim - 1, torch.as_tensor(data["image"].affine, dtype=torch.float64)
         affine = torch.eye(4, dtype=torch.float64)
         # MONAI's spatial transforms leave (3, 3) for an image of two axes
-        rows = len(found) - 1
-        affine[:rows, :rows], affine[:rows, 3] = found[:rows, :rows], found[:rows, rows]
+        rows = len(stored) - 1
+        affine[:rows, :rows], affine[:rows, 3] = stored[:rows, :rows], stored[:rows, rows]
         return {**data, "spacing": affine[:3, :d].norm(dim=0).float(), "affine": affine}
 
 

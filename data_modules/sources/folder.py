@@ -75,7 +75,7 @@ class Folder:
 
     def pairs(self, key: str) -> list[CasePair]:
         """Pairs listed under a key (`a/b` is b inside a); empty if there is no such key."""
-        known = {case.image: case for case in self.cases}
+        labelled = {case.image: case for case in self.cases}
         pairs = []
         for i, entry in enumerate(self._list(key)):
             what = f"entry {i} of {key!r}"
@@ -84,7 +84,7 @@ class Folder:
             fixed, moving = (self._case(entry[side], what) for side in ("fixed", "moving"))
             if fixed.image == moving.image:
                 raise ValueError(f"{self.source}: {what} is {entry!r}, expected two images")
-            pairs.append((known.get(fixed.image, fixed), known.get(moving.image, moving)))
+            pairs.append((labelled.get(fixed.image, fixed), labelled.get(moving.image, moving)))
         self._once([(fixed.image, moving.image) for fixed, moving in pairs], key, "pair")
         return pairs
 
@@ -174,11 +174,11 @@ def _find_json(root: Path, name: str | None) -> Path | None:
             raise FileNotFoundError(f"{root / name} does not exist, expected the dataset JSON named by `json`")
         return root / name
     # macOS leaves ._name beside a file
-    found = sorted(path for path in root.glob("*_dataset.json") if not path.name.startswith("."))
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise ValueError(f"{root} has {len(found)} dataset files ({names}), expected one: name it with `json`")
-    return found[0] if found else None
+    files = sorted(path for path in root.glob("*_dataset.json") if not path.name.startswith("."))
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise ValueError(f"{root} has {len(files)} dataset files ({names}), expected one: name it with `json`")
+    return files[0] if files else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

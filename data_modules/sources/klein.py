@@ -119,23 +119,23 @@ def common_labels(cases: Sequence[Case], progress: bool = True) -> list[int]:
     Raises:
         ValueError: if there is none, or a label cannot be read or is no integer from 0 to 32767.
     """
-    found, common = Findings(), set(range(1, LARGEST_LABEL + 1))
+    findings, common = Findings(), set(range(1, LARGEST_LABEL + 1))
     for case in watched(cases, "Looking for common labels", progress):
         path = cast(Path, case.label)
-        labels = _labels(path, found)
+        labels = _labels(path, findings)
         if labels is not None and common and not common & labels:
-            found.error(path, "shares no label with the subjects before it, expected at least one")
+            findings.error(path, "shares no label with the subjects before it, expected at least one")
         common &= labels if labels is not None else common
-    found.stop()
+    findings.stop()
     return sorted(common)
 
 
-def _labels(path: Path, found: Findings) -> frozenset[int] | None:
-    header = usable_header(path, "the label of a case", found)
+def _labels(path: Path, findings: Findings) -> frozenset[int] | None:
+    header = usable_header(path, "the label of a case", findings)
     try:
-        return label_map(path, header.values(), None, found)[1] if header is not None else None
+        return label_map(path, header.values(), None, findings)[1] if header is not None else None
     except Unreadable as error:
-        found.error(path, error.sentence)
+        findings.error(path, error.sentence)
         return None
 
 
@@ -151,9 +151,9 @@ def _subject_pairs(root: Path, brains: Brains) -> list[CasePair]:
 
 def _registered_pairs(root: Path) -> list[CasePair]:
     """Ordered pairs of LPBA40, where every moving image has been registered affinely to every fixed one."""
-    found = _numbered(root, "LPBA40")
-    suffix = next(iter(found.values())).name.partition(".")[2]
-    numbers = sorted({number for numbers in found for number in numbers})
+    images = _numbered(root, "LPBA40")
+    suffix = next(iter(images.values())).name.partition(".")[2]
+    numbers = sorted({number for numbers in images for number in numbers})
 
     def case(moving: int, fixed: int) -> Case:
         name = f"l{moving}_to_l{fixed}"
@@ -169,10 +169,10 @@ def _numbered(root: Path, brains: Brains) -> dict[tuple[int, ...], Path]:
     """The images of a set by the numbers in their names, sorted by them."""
     where, pattern = FILES[brains]
     matches = [(re.fullmatch(pattern, path.name), path) for path in root.glob(where)]
-    found = sorted((tuple(int(n) for n in match.groups()), path) for match, path in matches if match)
-    if len({numbers[-1] for numbers, _ in found}) < 2:
-        raise FileNotFoundError(f"{root} has {len(found)} images {where}, expected those of {brains}, at least two")
-    return dict(found)
+    numbered = sorted((tuple(int(n) for n in match.groups()), path) for match, path in matches if match)
+    if len({numbers[-1] for numbers, _ in numbered}) < 2:
+        raise FileNotFoundError(f"{root} has {len(numbered)} images {where}, expected those of {brains}, at least two")
+    return dict(numbered)
 
 
 def _check_exist(pairs: Sequence[CasePair]) -> None:
@@ -181,11 +181,11 @@ def _check_exist(pairs: Sequence[CasePair]) -> None:
     Raises:
         FileNotFoundError: with up to five sentences.
     """
-    found = Findings()
+    findings = Findings()
     for case in unique_cases(pairs):
         for kind, path in case.volumes.items():
             if not path.is_file():
-                found.error(path, f"{MISSING}, expected the {kind} of {case.id}")
+                findings.error(path, f"{MISSING}, expected the {kind} of {case.id}")
             elif path.suffix == ".img" and not path.with_suffix(".hdr").is_file():
-                found.error(path.with_suffix(".hdr"), f"{MISSING}, expected the header of {path.name}")
-    found.stop()
+                findings.error(path.with_suffix(".hdr"), f"{MISSING}, expected the header of {path.name}")
+    findings.stop()

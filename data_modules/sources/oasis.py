@@ -58,8 +58,8 @@ class OASIS(Learn2Reg):
         """Cases and pairs of the split."""
         folder = Folder.read(self.root, self.json)
         val = folder.pairs(VAL)
-        found = {case.image: case for case in [*folder.cases, *(case for pair in val for case in pair)]}
-        cases = sorted(found.values(), key=lambda case: case.id)
+        by_image = {case.image: case for case in [*folder.cases, *(case for pair in val for case in pair)]}
+        cases = sorted(by_image.values(), key=lambda case: case.id)
         if self.split == "challenge":
             val = val or list(pairwise(cases[-CHALLENGE:]))
             test = val if self.test_split == VAL else folder.required(self.test_split)

@@ -83,11 +83,11 @@ def _one_sided(rows: Sequence[Row], kind: str) -> bool:
 
 def _check_lists(path: Path, listed: Sequence[tuple[Row, CasePair]]) -> None:
     """No pair is listed twice, and no image both for training and for something else, an atlas apart."""
-    seen: dict[tuple[Path, Path], int] = {}
+    lines: dict[tuple[Path, Path], int] = {}
     trained: dict[Path, int] = {}
     atlases = set.intersection(*({fixed.image} for _, (fixed, _) in listed))
     for row, (fixed, moving) in listed:
-        first = seen.setdefault((fixed.image, moving.image), row.line)
+        first = lines.setdefault((fixed.image, moving.image), row.line)
         if first != row.line:
             raise ValueError(f"{path}: line {row.line} repeats the pair of line {first}, expected every pair once")
         if row.split == "train":

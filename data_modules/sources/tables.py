@@ -123,13 +123,13 @@ def distinct_names(paths: Sequence[Path]) -> dict[Path, str]:
         depths |= {path: min(depths[path] + 1, len(folders[path])) for path in alike}
 
 
-def _check_columns(path: Path, columns: Sequence[str], needed: Sequence[str], known: Sequence[str]) -> None:
+def _check_columns(path: Path, columns: Sequence[str], needed: Sequence[str], allowed: Sequence[str]) -> None:
     for column in needed:
         if column not in columns:
             raise ValueError(f"{path} has no column {column!r} in its first row, expected {' and '.join(needed)}")
     for column in columns:
-        if column not in known:
-            raise ValueError(f"{path} has the column {column!r}, expected some of {', '.join(known)}")
+        if column not in allowed:
+            raise ValueError(f"{path} has the column {column!r}, expected some of {', '.join(allowed)}")
         if columns.count(column) > 1:
             raise ValueError(f"{path} has the column {column!r} twice, expected it once")
 

@@ -61,7 +61,7 @@ def gather(scored: list[Scored]) -> list[Scored]:
 
 def merge(parts: list[list[Scored]]) -> list[Scored]:
     """The union of several lists of scored pairs, sorted by key, the first of equal keys kept."""
-    found: dict[Key, Scored] = {}
+    first: dict[Key, Scored] = {}
     for pair in (pair for part in parts for pair in part):
-        found.setdefault(pair.key, pair)
-    return [found[key] for key in sorted(found)]
+        first.setdefault(pair.key, pair)
+    return [first[key] for key in sorted(first)]

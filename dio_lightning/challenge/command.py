@@ -19,7 +19,7 @@ def evaluate(argv: Sequence[str]) -> None:
     parser.add_argument("--l2r", action="store_true", help="Learn2Reg's official numbers too, in metrics_l2r.csv")
     masked = "folds and log determinants inside the fixed mask alone, as Learn2Reg evaluates LungCT and NLST"
     parser.add_argument("--masked", action="store_true", help=masked)
-    given, options = _known(parser, argv)
+    given, options = _parsed(parser, argv)
     from dio_lightning.challenge.evaluate import evaluate
 
     evaluate(given.folder, options, given.out, given.l2r, given.masked)
@@ -32,7 +32,7 @@ def submit(argv: Sequence[str]) -> None:
     resolution = "of the fields; half for the tasks of 2020 and 2021 (default: %(default)s)"
     parser.add_argument("--resolution", choices=("full", "half"), default="full", help=resolution)
     parser.add_argument("--overwrite", action="store_true", help="replace a zip that is there")
-    given, options = _known(parser, argv)
+    given, options = _parsed(parser, argv)
     from dio_lightning.challenge.submit import submit
 
     count = submit(given.folder, options, given.out, given.resolution, given.overwrite)
@@ -46,7 +46,7 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our options and those of test; the folder first, since what follows --data might be taken for it."""
     if not argv or (argv[0].startswith("-") and not {"-h", "--help"} & {*argv}):
         parser.error("expected FOLDER before all options")

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import LightningArgumentParser
 
+from dio_lightning.api import build
 from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.challenge.scores import Learn2RegScores
-from dio_lightning.experiment import RegistrationCLI, prepare
 
 OUT = Path("runs/evaluate")
 OURS = {"--model": "FOLDER", "--ckpt_path": "FOLDER", "--trainer.default_root_dir": "--out"}
@@ -32,8 +30,16 @@ def evaluate(
     Raises:
         FileNotFoundError, ValueError: as `modules.Precomputed`, or for an option that is none.
     """
-    prepare()
-    _Evaluation(arguments(folder, options, out), OUT if out is None else None, l2r, masked)
+    experiment = build(arguments(folder, options, out), OUT if out is None else None)
+    callbacks: list[Callback] = experiment.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    place, scores = next((i, c) for i, c in enumerate(callbacks) if isinstance(c, RegistrationScores))
+    # that the fields come out of a folder is no change of a method
+    scores.variant = ""
+    scores.test_options = replace(scores.test_options, masked=masked or scores.test_options.masked)
+    if l2r:
+        # behind the scores, whose file it reads
+        callbacks.insert(place + 1, Learn2RegScores(masked))
+    experiment.run()
 
 
 def arguments(folder: Path, options: Sequence[str], out: Path | None) -> list[str]:
@@ -50,24 +56,3 @@ def arguments(folder: Path, options: Sequence[str], out: Path | None) -> list[st
     # behind the user's configs, whose models and folders are those of a training
     quiet = ["--trainer.logger", "false", "--trainer.default_root_dir", str(out or OUT)]
     return ["test", *options, *model, *quiet]
-
-
-class _Evaluation(RegistrationCLI):
-    """A test with Learn2Reg's numbers, if they are asked for."""
-
-    def __init__(self, args: list[str], folder: Path | None, l2r: bool, masked: bool) -> None:
-        self.l2r, self.masked = l2r, masked
-        super().__init__(args, folder)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
-        """Parse the command line; that the fields come out of a folder is no change of a method."""
-        super().parse_arguments(parser, args)
-        self.variant = ""
-
-    def _with_defaults(self, given: list[Callback], root: Path, config: dict[str, Any]) -> list[Callback]:
-        everything = super()._with_defaults(given, root, config)
-        for callback in everything:
-            if isinstance(callback, RegistrationScores) and self.masked:
-                callback.test_options = replace(callback.test_options, masked=True)
-        # behind the scores, whose file it reads
-        return [*everything, *([Learn2RegScores(self.masked)] if self.l2r else [])]

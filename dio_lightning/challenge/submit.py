@@ -9,13 +9,12 @@ from typing import Literal
 from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
+from dio_lightning.api import build
 from dio_lightning.callbacks.files import replacing
 from dio_lightning.challenge.evaluate import arguments
 from dio_lightning.errors import times
-from dio_lightning.experiment import RegistrationCLI, prepare
 from dio_lightning.fields.files import half, stored
 from dio_lightning.fields.names import Ids, find_field, listed_pairs, own_names, pair_names, shared_files, strangers
 from dio_lightning.fields.placing import check_place
@@ -63,8 +62,7 @@ class Expected:
 
 def pairs_of(folder: Path, options: Sequence[str]) -> Expected:
     """The test pairs of the data."""
-    prepare()
-    data: LightningDataModule = _Idle(arguments(folder, options, folder)).datamodule
+    data = build(arguments(folder, options, folder)).data
     data.prepare_data()
     data.setup("test")
     samples = samples_of(data.test_dataloader().dataset)
@@ -79,32 +77,25 @@ def _ids(sample: dict) -> Ids:
     return str(sample["fixed_id"]), str(sample["moving_id"])
 
 
-class _Idle(RegistrationCLI):
-    """Builds the data and runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        return
-
-
 def _checked(folder: Path, pairs: Expected, resolution: Resolution) -> dict[str, Path]:
     """Names in the zip and the files behind them."""
     names, official = own_names(pairs.ids), official_names(pairs.ids)
     problems, members = shared_files(folder, names), {}
-    found: dict[Ids, Path] = {}
+    fields: dict[Ids, Path] = {}
     for ids, own in names.items():
         try:
-            found[ids] = find_field(folder, *ids, own)
+            fields[ids] = find_field(folder, *ids, own)
         except (FileNotFoundError, ValueError) as error:
             problems.append(str(error))
             continue
-        name = f"disp_{official[ids]}{_suffix(found[ids])}"
+        name = f"disp_{official[ids]}{_suffix(fields[ids])}"
         if name in members:
             problems.append(f"two pairs would both be {name}, the second of them {' <- '.join(ids)}")
-        members[name] = found[ids]
-    problems += [f"{path} belongs to no pair" for path in strangers(folder, found.values())]
+        members[name] = fields[ids]
+    problems += [f"{path} belongs to no pair" for path in strangers(folder, fields.values())]
     if not problems:
         for ids, size, affine in pairs.grids:
-            problems += _problems(found[ids], size, affine, resolution)
+            problems += _problems(fields[ids], size, affine, resolution)
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ValueError("\n".join([*problems[:SHOWN], *more]))
@@ -124,8 +115,10 @@ def official_names(pairs: Sequence[Ids]) -> dict[Ids, str]:
     for name, users in count.items():
         if users > 1:
             own = next(result[ids] for ids in names if wanted[ids] == name)
-            told = f"Learn2Reg's evaluation looks for disp_{name} for {users} pairs; the zip has disp_{own} and so on"
-            print(f"warning: {told}", file=sys.stderr)
+            sentence = (
+                f"Learn2Reg's evaluation looks for disp_{name} for {users} pairs; the zip has disp_{own} and so on"
+            )
+            print(f"warning: {sentence}", file=sys.stderr)
     return result
 
 

@@ -15,8 +15,10 @@ from dio_lightning.arguments import load, ordered, without_leftovers
 from dio_lightning.callbacks.files import write_atomic
 from dio_lightning.checking.drawing import Scores, drawn, first_training_pair, initial_scores
 from dio_lightning.checking.text import show
-from dio_lightning.experiment import Parser, prepare
+from dio_lightning.experiment import prepare
 from dio_lightning.findings import Report, merged
+from dio_lightning.parsing import Parser
+from dio_lightning.shipped_configs import with_shipped
 
 HELP = """usage: dio-lightning check --data CLASS [--data.root FOLDER ...] [--config CONFIG ...] [--json FILE]
 
@@ -49,7 +51,7 @@ def check(argv: Sequence[str]) -> int:
     if not argv or {"-h", "--help"} & {*argv}:
         print(HELP, end="")
         return 0
-    options, rest = _options().parse_known_args(list(argv))
+    options, rest = _options().parse_known_args(with_shipped(list(argv)))
     if options.json is not None and options.json.exists() and not options.overwrite:
         raise FileExistsError(f"{options.json} exists already, expected --overwrite or another name")
     module = _data_module(options.config, rest)

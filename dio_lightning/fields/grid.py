@@ -52,9 +52,9 @@ def sample(
     if mode == "nearest":
         values = _nearest(image, flat, padding)
     else:
-        found = torch.promote_types(image.dtype, points.dtype)
-        within = torch.promote_types(found, torch.float32)
-        values = sampling.interpolate(image.to(within), flat.to(within), padding).to(found)
+        common = torch.promote_types(image.dtype, points.dtype)
+        within = torch.promote_types(common, torch.float32)
+        values = sampling.interpolate(image.to(within), flat.to(within), padding).to(common)
     return values.reshape(b, image.shape[1], *points.shape[2:])
 
 
@@ -63,8 +63,8 @@ def warp(
 ) -> Shaped[Tensor, "b c *t"]:
     """Image at x + u(x): the moving image, seen on the fixed grid; batches and types as in `sample`."""
     fine = full_precision(expect_batch(u, "the displacement", "(b, d, *s)"))  # bfloat16 has no coordinates above 256
-    found = sample(image, identity(u.shape[2:], fine) + fine, mode, padding)
-    return found if mode == "nearest" else found.to(torch.promote_types(image.dtype, u.dtype))
+    warped = sample(image, identity(u.shape[2:], fine) + fine, mode, padding)
+    return warped if mode == "nearest" else warped.to(torch.promote_types(image.dtype, u.dtype))
 
 
 def resample(image: Shaped[Tensor, "b c *s"], size: Sequence[int], mode: str = "linear") -> Shaped[Tensor, "b c *t"]:
@@ -72,8 +72,8 @@ def resample(image: Shaped[Tensor, "b c *s"], size: Sequence[int], mode: str = "
     if tuple(size) == tuple(expect_batch(image, "the image").shape[2:]):
         return image
     like = image.new_empty(0, dtype=torch.promote_types(image.dtype, torch.float32))
-    found = sample(image, identity(size, like) * _ratio(size, image.shape[2:], like), mode)
-    return found.to(image.dtype) if image.is_floating_point() else found
+    resized = sample(image, identity(size, like) * _ratio(size, image.shape[2:], like), mode)
+    return resized.to(image.dtype) if image.is_floating_point() else resized
 
 
 def resize(u: Float[Tensor, "b d *s"], size: Sequence[int]) -> Float[Tensor, "b d *t"]:

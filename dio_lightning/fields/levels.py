@@ -21,10 +21,10 @@ class Grid(NamedTuple):
 
     def matrix(self) -> Float[Tensor, "4 4"]:
         """Voxels of this grid to voxels of the image, float64."""
-        found = torch.eye(4, dtype=torch.float64)
+        affine = torch.eye(4, dtype=torch.float64)
         for axis, (step, start) in enumerate(zip(self.step, self.start, strict=True)):
-            found[axis, axis], found[axis, 3] = step, start
-        return found
+            affine[axis, axis], affine[axis, 3] = step, start
+        return affine
 
 
 def blocks(image: Sequence[int], factor: int) -> Grid:

@@ -19,10 +19,10 @@ def pair_name(fixed: str, moving: str) -> str:
     0011_0012 for subjects of modality 0000, 0011_0000_0012_0001 if one has another; ids without Learn2Reg's four digits
     keep their letters and digits.
     """
-    found = [_ID.fullmatch(_base(name)) for name in (fixed, moving)]
-    short = all(match is None or match[2] in (None, "0000") for match in found)
+    matches = [_ID.fullmatch(_base(name)) for name in (fixed, moving)]
+    short = all(match is None or match[2] in (None, "0000") for match in matches)
     names = []
-    for match, name in zip(found, (fixed, moving), strict=True):
+    for match, name in zip(matches, (fixed, moving), strict=True):
         if match is None:
             names.append(re.sub(r"[^A-Za-z0-9]+", "-", _base(name)).strip("-") or "unnamed")
         else:
@@ -95,14 +95,14 @@ def find_field(folder: Path, fixed: str, moving: str, names: Sequence[str] | Non
         ValueError: if there are several.
     """
     names = names or possible_names(fixed, moving)
-    found = _files(folder, names)
-    if not found:
+    files = _files(folder, names)
+    if not files:
         wanted = " or ".join(f"disp_{name}.nii.gz" for name in names)
         raise FileNotFoundError(f"{folder} has no {wanted} (or .npz) for fixed {fixed} and moving {moving}")
-    if len(found) > 1:
-        several = " and ".join(path.name for path in found)
+    if len(files) > 1:
+        several = " and ".join(path.name for path in files)
         raise ValueError(f"{folder} has {several} for fixed {fixed} and moving {moving}, expected one of them")
-    return found[0]
+    return files[0]
 
 
 def find_all(folder: Path, pairs: Iterable[Ids]) -> dict[Ids, Path]:
@@ -115,19 +115,19 @@ def find_all(folder: Path, pairs: Iterable[Ids]) -> dict[Ids, Path]:
     names = own_names(pairs)
     for sentence in shared_files(folder, names):
         raise ValueError(sentence)
-    found: dict[Ids, Path] = {}
+    fields: dict[Ids, Path] = {}
     missing: list[str] = []
     for pair, own in names.items():
         try:
-            found[pair] = find_field(folder, *pair, own)
+            fields[pair] = find_field(folder, *pair, own)
         except FileNotFoundError as error:
             missing.append(str(error).removeprefix(f"{folder} has no "))
     if missing:
-        extra = strangers(folder, found.values())
+        extra = strangers(folder, fields.values())
         hint = f" (it has {extra[0].name}, which belongs to no pair)" if extra else ""
-        count = f"{len(missing)} of {len(missing) + len(found)} displacement fields"
+        count = f"{len(missing)} of {len(missing) + len(fields)} displacement fields"
         raise FileNotFoundError(f"{folder} lacks {count}{hint}: {'; '.join(missing)}")
-    return found
+    return fields
 
 
 def shared_files(folder: Path, names: dict[Ids, tuple[str, ...]]) -> list[str]:
@@ -147,9 +147,9 @@ def shared_files(folder: Path, names: dict[Ids, tuple[str, ...]]) -> list[str]:
     ]
 
 
-def strangers(folder: Path, known: Iterable[Path]) -> list[Path]:
+def strangers(folder: Path, taken: Iterable[Path]) -> list[Path]:
     """Files of a folder that are named like displacements, but are none of the known ones."""
-    names = {path.name for path in known}
+    names = {path.name for path in taken}
     return sorted(path for path in folder.glob("disp_*") if path.name not in names)
 
 

@@ -46,14 +46,14 @@ def on_grid(
         raise ValueError(f"{path} is a displacement of ITK in the plane x, y, expected a fixed image in that plane")
     axes = [*range(d), 3]
     own, fixed = header.affine[np.ix_(axes, axes)], fixed[np.ix_(axes, axes)]
-    there = np.linalg.solve(own, fixed).astype(np.float64)
-    _check_covers(header, tuple(field.shape[1:]), size, there)
+    to_own = np.linalg.solve(own, fixed).astype(np.float64)
+    _check_covers(header, tuple(field.shape[1:]), size, to_own)
     turn = torch.from_numpy(np.linalg.inv(fixed[:d, :d]) @ np.diag([-1.0, -1.0, 1.0][:d]))
     voxels = torch.einsum("ij,j...->i...", turn, field)
-    moved = np.abs((there - np.eye(d + 1))[:d] @ _corners(size)).max()
+    moved = np.abs((to_own - np.eye(d + 1))[:d] @ _corners(size)).max()
     if tuple(field.shape[1:]) == size and moved <= ALIKE:
         return voxels
-    matrix = torch.from_numpy(there)
+    matrix = torch.from_numpy(to_own)
     points = torch.einsum("ij,j...->i...", matrix[:d, :d], identity(size, field)[0])
     points = points + matrix[:d, d].view(-1, *[1] * d)
     return sample(voxels[None], points[None])[0]
@@ -93,13 +93,13 @@ def _says_nothing(affine: NDArray[np.float64], spacing: NDArray[np.float64]) -> 
     """Whether an affine is the identity of nibabel or of ITK, with or without voxel sizes."""
     signs = ([1.0, 1.0, 1.0], [-1.0, -1.0, 1.0])
     plain = [np.diag([*(np.array(sign) * size), 1.0]) for sign in signs for size in (np.ones(3), spacing)]
-    return any(np.allclose(affine, known, rtol=1e-5, atol=1e-6) for known in plain)
+    return any(np.allclose(affine, other, rtol=1e-5, atol=1e-6) for other in plain)
 
 
-def _check_covers(header: Header, grid: tuple[int, ...], size: tuple[int, ...], there: NDArray[np.float64]) -> None:
+def _check_covers(header: Header, grid: tuple[int, ...], size: tuple[int, ...], to_own: NDArray[np.float64]) -> None:
     """The fixed grid's corners lie in the field's voxels; `there` leads from the former to the latter."""
     d = len(size)
-    at, last = (there @ _corners(size))[:d], np.array(grid)[:, None] - 0.5
+    at, last = (to_own @ _corners(size))[:d], np.array(grid)[:, None] - 0.5
     beyond = np.maximum(-0.5 - at, at - last).max(1)
     if not (beyond <= ALIKE).all():
         axis = int(np.argmax(beyond * header.spacing[:d]))

@@ -27,7 +27,7 @@ class StopRule(ABC):
         return ()
 
     @abstractmethod
-    def __call__(self, seen: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
+    def __call__(self, evaluation: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Samples that stop, (b,) bool, and the next state of the rule."""
 
 
@@ -42,9 +42,9 @@ class Residual(StopRule):
         if self.rtol < 0 or self.atol < 0:
             raise ValueError(f"Residual expects rtol >= 0 and atol >= 0, got {self.rtol} and {self.atol}.")
 
-    def __call__(self, seen: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
+    def __call__(self, evaluation: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Samples that reached the tolerance, (b,) bool."""
-        return seen.residual <= self.atol + self.rtol * seen.norm, state
+        return evaluation.residual <= self.atol + self.rtol * evaluation.norm, state
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,20 @@ class Stagnation(StopRule):
         """Last energy (infinite) and number of idle steps, each (b,)."""
         return torch.full_like(like, torch.inf), torch.zeros_like(like, dtype=torch.int64)
 
-    def __call__(self, seen: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
+    def __call__(self, evaluation: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """Samples idle for `patience` steps, (b,) bool; ValueError if the update has no energy."""
-        if seen.energy is None:
+        if evaluation.energy is None:
             raise ValueError("Stagnation needs an update that leaves its energy, a (b,) tensor, in `.energy`.")
         last, idle = state
-        improved = last.isinf() | (last - seen.energy > self.eps * last.abs())
+        improved = last.isinf() | (last - evaluation.energy > self.eps * last.abs())
         idle = torch.where(improved, 0, idle + 1)
-        return idle >= self.patience, (seen.energy, idle)
+        return idle >= self.patience, (evaluation.energy, idle)
 
 
 @dataclass(frozen=True)
 class Never(StopRule):
     """Take every step."""
 
-    def __call__(self, seen: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
+    def __call__(self, evaluation: Evaluation, state: tuple[Any, ...]) -> tuple[Tensor, tuple[Any, ...]]:
         """No sample, (b,) bool."""
-        return torch.zeros_like(seen.residual, dtype=torch.bool), state
+        return torch.zeros_like(evaluation.residual, dtype=torch.bool), state

@@ -1,5 +1,6 @@
 """A trained module from its checkpoint alone."""
 
+from argparse import ArgumentError
 from collections.abc import Mapping
 from importlib import import_module
 from os import PathLike
@@ -11,6 +12,7 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
 from dio_lightning.checkpoint_files import CONFIG, config_text, read_checkpoint
+from dio_lightning.errors import one_sentence
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -30,6 +32,17 @@ def restored(
     beside = CONFIG not in checkpoint and not arguments
     config = _model_config(path, checkpoint) if CONFIG in checkpoint or beside else None
     module = _built(kind, path, config, arguments)
+    fill(module, path, checkpoint, strict)
+    devices = {value.device for value in checkpoint["state_dict"].values()}
+    return module.to(devices.pop()) if len(devices) == 1 else module
+
+
+def fill(module: LightningModule, path: str | PathLike[str], checkpoint: dict[str, Any], strict: bool = True) -> None:
+    """Put the weights of a checkpoint, read from `path`, into a module.
+
+    Raises:
+        ValueError: weights are missing, unknown (unless not `strict`) or of another shape.
+    """
     module.on_load_checkpoint(checkpoint)
     try:
         module.load_state_dict(checkpoint["state_dict"], strict=strict)
@@ -38,8 +51,6 @@ def restored(
         raise ValueError(
             f"{path}: weights do not fit the module: {first.strip()} ({1 + len(others)} such problems)"
         ) from error
-    devices = {value.device for value in checkpoint["state_dict"].values()}
-    return module.to(devices.pop()) if len(devices) == 1 else module
 
 
 def _model_config(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
@@ -58,12 +69,19 @@ def _built(kind: type[Module], path: Path, config: dict[str, Any] | None, argume
             raise ValueError(
                 f"{path} has no config, so that all arguments of {kind.__name__} must be given ({error})"
             ) from error
-    place, name = config["class_path"].rsplit(".", 1)
-    found = getattr(import_module(place), name)
-    if not issubclass(found, kind):
+    place, _, name = config["class_path"].rpartition(".")
+    try:
+        method = getattr(import_module(place), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} was trained with {config['class_path']}, which cannot be imported") from error
+    if not issubclass(method, kind):
         raise ValueError(f"{path} is a checkpoint of {name}, expected one of {kind.__name__}")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(found, "model", skip=set(arguments), instantiate=False)
+    parser.add_class_arguments(method, "model", skip=set(arguments), instantiate=False)
     given = {key: value for key, value in config.get("init_args", {}).items() if key not in arguments}
-    parts = parser.instantiate_classes(parser.parse_object({"model": given}))["model"]
-    return found(**parts.as_dict(), **arguments)
+    try:
+        settings = parser.parse_object({"model": given})
+    except ArgumentError as error:
+        raise ValueError(f"{path}: its config is not one of {name}: {one_sentence(str(error))}") from error
+    parts = parser.instantiate_classes(settings)["model"]
+    return method(**parts.as_dict(), **arguments)

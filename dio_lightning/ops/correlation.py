@@ -89,21 +89,21 @@ class _Correlation(Function):
         if torch.is_grad_enabled():
             of_a, of_b = _differentiable(a, b, ctx, gradients[0])
             return of_a, of_b, None, None
-        found: list[Tensor | None] = [None, None]
+        of_each: list[Tensor | None] = [None, None]
         for place in (i for i in (0, 1) if ctx.needs_input_grad[i]):
             if len(kept) == 1:
                 from dio_lightning.ops import correlation_numba
 
                 images = (a, b) if place == 0 or all(ctx.needs_input_grad[:2]) else (b, a)
                 at = place if images[0] is a else 0
-                found[place] = correlation_numba.gradient(kept[0], images, at, ctx.window, float(gradients[0]))
+                of_each[place] = correlation_numba.gradient(kept[0], images, at, ctx.window, float(gradients[0]))
             else:
                 m = _Moments(*kept)
                 if place == 1:
                     m = m._replace(mean_a=m.mean_b, mean_b=m.mean_a, var_a=m.var_b, var_b=m.var_a)
                 slope = _slope((a, b)[place], (a, b)[1 - place], m, ctx.window, ctx.signed)
-                found[place] = (slope * (gradients[0] / a.numel())).to((a, b)[place].dtype)
-        return found[0], found[1], None, None
+                of_each[place] = (slope * (gradients[0] / a.numel())).to((a, b)[place].dtype)
+        return of_each[0], of_each[1], None, None
 
 
 def _differentiable(a: Tensor, b: Tensor, ctx: Any, gradient: Tensor) -> list[Tensor | None]:  # noqa: ANN401
@@ -111,8 +111,8 @@ def _differentiable(a: Tensor, b: Tensor, ctx: Any, gradient: Tensor) -> list[Te
     value = _mean(_moments(a.double(), b.double(), ctx.window), ctx.signed)
     needs = ctx.needs_input_grad[:2]
     wanted = [image for image, need in zip((a, b), needs, strict=True) if need]
-    found = iter(torch.autograd.grad(value, wanted, gradient.to(value), create_graph=True))
-    return [next(found) if need else None for need in needs]
+    each = iter(torch.autograd.grad(value, wanted, gradient.to(value), create_graph=True))
+    return [next(each) if need else None for need in needs]
 
 
 def _slope(a: Tensor, b: Tensor, m: _Moments, window: int, signed: bool) -> Tensor:

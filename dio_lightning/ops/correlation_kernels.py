@@ -87,7 +87,7 @@ def correlations(planes, zero_a, zero_b, radius, window, floor, signed, value, s
     count, both = window[0] * window[1] * window[2], len(slopes) == 5
     for row in prange(n * s1):
         m, j = row // s1, row % s1
-        total, found = np.zeros((5, s2)), 0.0
+        total, summed = np.zeros((5, s2)), 0.0
         for i in range(min(radius, s0)):
             total += planes[:, m, i, j]
         for i in range(s0):
@@ -114,7 +114,7 @@ def correlations(planes, zero_a, zero_b, radius, window, floor, signed, value, s
                 root = 1 / np.sqrt(product) if signed else 2 * cross / product
                 correlation = cross * root if signed else cross * cross / product
                 correlation = 1.0 if correlation > 1 else (-1.0 if correlation < -1 else correlation)
-                found += correlation
+                summed += correlation
                 of_a = -root * cross * var_b / product if free_a else 0.0
                 of_b = -root * cross * var_a / product if free_b else 0.0
                 slopes[0, m, i, j, k], slopes[1, m, i, j, k] = root, of_a
@@ -122,7 +122,7 @@ def correlations(planes, zero_a, zero_b, radius, window, floor, signed, value, s
                 if both:
                     slopes[3, m, i, j, k] = of_b
                     slopes[4, m, i, j, k] = root * mean_a + of_b * mean_b
-        value[row] = found
+        value[row] = summed
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)

@@ -55,5 +55,5 @@ def _points(u: Tensor) -> Tensor:
     points = u + torch.stack(torch.meshgrid(*axes, indexing="ij"))
     last = u.new_tensor([max(extent - 1, 1) for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
     # there and back, as `native` and `grid_sample` compute it
-    seen = ((points * per_axis(u, points) - 1) + 1) / 2 * last
-    return torch.where(seen < points.floor(), points + 2 * torch.finfo(u.dtype).eps * last, points)
+    read = ((points * per_axis(u, points) - 1) + 1) / 2 * last
+    return torch.where(read < points.floor(), points + 2 * torch.finfo(u.dtype).eps * last, points)

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from lightning.pytorch import LightningDataModule
 
+from dio_lightning.api import build
 from dio_lightning.callbacks.pair_scores import ScoreOptions
 from dio_lightning.callbacks.scores import RegistrationScores
-from dio_lightning.experiment import RegistrationCLI, prepare
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
 
@@ -78,26 +77,15 @@ def load(text: str, options: Sequence[str] = (), ready: bool = True) -> Loaded:
     name, path = _split(text)
     source = ["--config" if path.suffix in (".yaml", ".yml") else "--ckpt_path", str(path)]
     with _quiet():
-        prepare()
-        cli = _Idle(["test", *source, "--trainer.logger", "false", "--trainer.devices", "1", *options])
-    if cli.trainer.precision != "32-true":
-        raise ValueError(f"trainer.precision is {cli.trainer.precision}, studies run with 32-true alone")
-    scores = next(c for c in cli.trainer.callbacks if isinstance(c, RegistrationScores))  # pyright: ignore
-    module = cli.model.eval().to(cli.trainer.strategy.root_device)
+        built = build(["test", *source, "--trainer.logger", "false", "--trainer.devices", "1", *options])
+    if built.trainer.precision != "32-true":
+        raise ValueError(f"trainer.precision is {built.trainer.precision}, studies run with 32-true alone")
+    scores = next(c for c in built.trainer.callbacks if isinstance(c, RegistrationScores))  # pyright: ignore
+    module = built.module.eval().to(built.trainer.strategy.root_device)
     if ready:
-        cli.datamodule.prepare_data()
-        cli.datamodule.setup("test")
-    return Loaded(name or module.title, path, module, cli.datamodule, scores.test_options)
-
-
-class _Idle(RegistrationCLI):
-    """Builds the experiment and loads the weights, but runs nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        checkpoint = self._prepare_subcommand_kwargs(subcommand)["ckpt_path"]
-        if checkpoint is not None:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-            self.model.load_state_dict(state)
+        built.data.prepare_data()
+        built.data.setup("test")
+    return Loaded(name or module.title, path, module, built.data, scores.test_options)
 
 
 def _split(text: str) -> tuple[str, Path]:

@@ -1,0 +1,39 @@
+"""The resolved config of a command, beside what the command writes."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from dio_lightning.callbacks.files import remove_leftovers, write_atomic
+from dio_lightning.checkpoint_files import CONFIG
+
+
+class RunConfig(SaveConfigCallback):
+    """Leaves the resolved config in the run's folder, in the log's folder and in every checkpoint.
+
+    That of a training is config.yaml; those of validate, test and predict are config_<command>.yaml, so that a test in
+    the folder of a training leaves what it was trained with.
+    """
+
+    @cached_property
+    def text(self) -> str:
+        """The resolved config as YAML."""
+        return self.parser.dump(self.config, skip_none=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the config of this command."""
+        remove_leftovers(Path(trainer.default_root_dir))
+        command = TrainerFn(stage).value
+        name = "config.yaml" if command == "fit" else f"config_{command}.yaml"
+        write_atomic(Path(trainer.default_root_dir) / name, self.text)
+        for logger in trainer.loggers:
+            if logger.log_dir is not None:
+                write_atomic(Path(logger.log_dir) / "config.yaml", self.text)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the config into the checkpoint, so that a checkpoint alone can be tested."""
+        checkpoint[CONFIG] = self.text

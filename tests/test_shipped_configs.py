@@ -1,0 +1,131 @@
+"""Configs by name, in a clone and from an installed wheel."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dio_lightning.run_folders import default_folder
+from dio_lightning.shipped_configs import about, shipped_configs, with_shipped
+
+ROOT = Path(__file__).parents[1]
+DEMO = str(ROOT / "experiments/dio/demo.yaml")
+TREE = ("dio_lightning", "data_modules", "experiments", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["dio/demo", "dio/demo.yaml", "experiments/dio/demo.yaml"])
+def test_a_name_stands_for_its_file(elsewhere, name):
+    assert with_shipped(["fit", "--config", name, "--data.size", "dio/demo"]) == [
+        *("fit", "--config", DEMO, "--data.size", "dio/demo")
+    ]
+    assert with_shipped(["fit", f"--config={name}", "-c", name]) == ["fit", f"--config={DEMO}", "-c", DEMO]
+
+
+def test_a_file_here_wins_and_what_is_no_name_is_left_alone(elsewhere):
+    (elsewhere / "dio").mkdir()
+    (elsewhere / "dio/demo").write_text("model: null")
+    for words in (["--config", "dio/demo"], ["--config", "seed_everything: 0\n"], ["--config", "/no/where.yaml"]):
+        assert with_shipped(["fit", *words]) == ["fit", *words]
+    assert with_shipped(["fit", "--config"]) == ["fit", "--config"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dio/dmo", "did you mean 'dio/demo'?"),
+        ("lncc.yaml", "did you mean 'classical/lncc'?"),
+        ("deqreg", "did you mean 'brains/deqreg' or 'lab/deqreg' or 'shift/deqreg'?"),
+        ("nothing/alike", "`dio-lightning configs` lists"),
+    ],
+)
+@pytest.mark.parametrize("before", [["fit"], ["test"], ["check"]], ids=" ".join)
+def test_an_unknown_name_is_one_sentence_with_near_names(command, capsys, before, name, words):
+    with pytest.raises(SystemExit) as stopped:
+        command(*before, "--config", name)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith(f"dio-lightning: error: config {name} does not exist")
+    assert line.endswith(words)
+
+
+def test_the_list_has_every_config_with_what_it_is(command, capsys):
+    command("configs")
+    lines = capsys.readouterr().out.splitlines()
+    files = [file for file in ROOT.glob("experiments/*/*.yaml") if file.parent.name != "sweeps"]
+    assert [line.split()[0] for line in lines] == sorted(f"{file.parent.name}/{file.stem}" for file in files)
+    assert all(len(line.split()) > 1 for line in lines), "a config begins with a comment that says what it is"
+    assert about(Path(DEMO)).startswith("DIO in a minute or two on a laptop")
+
+
+def test_a_name_is_no_other_file_of_the_list():
+    configs = shipped_configs()
+    assert len({path.resolve() for path in configs.values()}) == len(configs)
+    assert all(isinstance(yaml.safe_load(path.read_text()), dict) for path in configs.values())
+
+
+def test_a_run_of_a_named_config_goes_where_that_of_its_file_goes(elsewhere):
+    name = default_folder(with_shipped(["test", "--config", "classical/lncc"]))
+    assert name == default_folder(["test", "--config", str(ROOT / "experiments/classical/lncc.yaml")])
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder into which the wheel of this tree is installed, and an empty one beside it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in TREE:
+        path = ROOT / name
+        unbuilt = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(path, source / name, ignore=unbuilt) if path.is_dir() else shutil.copy(path, source)
+    # without the index: what the build needs is setuptools, which is here
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    offline = ["--no-deps", "--no-index"]
+    subprocess.run([*pip, "wheel", ".", *offline, "--no-build-isolation", "-w", "../built"], cwd=source, check=True)
+    (wheel,) = (folder / "built").glob("*.whl")
+    subprocess.run([*pip, "install", *offline, "--target", str(folder / "target"), str(wheel)], check=True)
+    shutil.rmtree(source)
+    (folder / "empty").mkdir()
+    return folder
+
+
+def python(installed: Path, *words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(installed / "target")}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=installed / "empty", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_trains_a_shipped_config_in_an_empty_folder(installed):
+    where = python(installed, "-c", "import dio_lightning; print(dio_lightning.__file__)")
+    assert Path(where.strip()).is_relative_to(installed / "target")
+    names = [line.split()[0] for line in python(installed, "-m", "dio_lightning", "configs").splitlines()]
+    assert names == list(shipped_configs())
+    quick = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"]
+    shown = python(installed, "-m", "dio_lightning", "fit", "--config", "dio/demo", *quick)
+    assert "train_loss" in shown
+    assert not list((installed / "empty").iterdir())
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_configs_and_neither_weights_nor_results(installed):
+    shipped = installed / "target/dio_lightning/experiments"
+    files = [path for path in shipped.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".yaml"} and not list(shipped.glob("*/*/*"))
+    assert {str(path.relative_to(shipped)) for path in files} == {
+        str(path.relative_to(ROOT / "experiments")) for path in ROOT.glob("experiments/*/*.yaml")
+    }
+    assert (installed / "target/data_modules/sources/synthetic.py").is_file()
+    assert not (installed / "target/experiments").exists() and not (installed / "target/tests").exists()
