@@ -60,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    commands = (*RUNS, "configs", "export", "compare", "study", "check", "evaluate", "submit", "transform")
+    commands = (*RUNS, "configs", "export", "compare", "study", "check", "transform", "evaluate", "submit")
     if argv[0] not in commands:
         hint = nearest(argv[0], commands)
         fail(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}{hint}")

@@ -5,10 +5,12 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+import torch
 from scipy.ndimage import map_coordinates
 from transform_worlds import affine_of, random_points, smooth_field, turned
 
-from dio_lightning.transforms import Affine, Chain, ImageGrid
+from dio_lightning.transforms import Affine, Chain, Field, ImageGrid
 from dio_lightning.transforms.files import read_transform, write_transform
 
 FIXED = {handed: ImageGrid((11, 9, 8), affine_of(3, handed)) for handed in (1, -1)}
@@ -153,7 +155,40 @@ def test_coefficients_of_fnirt_are_no_field(tmp_path):
         read_transform(tmp_path / "coefficients.nii.gz", FIXED[1], MOVING[1])
 
 
+def test_absolute_fields_of_fsl_are_refused(tmp_path):
+    fixed, path = FIXED[1], tmp_path / "absolute.nii.gz"
+    write_transform(path, Chain([smooth_field(fixed)]), fixed, fixed, "fsl")
+    image = nib.load(path)
+    coordinates = fsl_millimetres(fixed.points().reshape(3, -1).T.numpy(), fixed).reshape(image.shape)
+    nib.save(nib.Nifti1Image(image.get_fdata() + coordinates, image.affine, image.header), path)
+    with pytest.raises(ValueError, match="absolute"):
+        read_transform(path, fixed, fixed)
+
+
 def test_fsl_has_no_planes(tmp_path):
     plane = ImageGrid((5, 6), np.eye(4))
     with pytest.raises(ValueError, match="is a plane"):
         write_transform(tmp_path / "a.mat", Chain([Affine(np.eye(4))]), plane, plane, "fsl")
+
+
+@pytest.mark.parametrize("stored", ["right to left", "left to right"])
+def test_the_worked_number_of_the_documentation(tmp_path, stored):
+    """docs/register.md: one point in voxels, RAS, LPS and FSL's millimetres."""
+    affine = np.diag([-2.0, 2, 2, 1])
+    affine[:3, 3] = 90, -126, -72
+    voxel, u = (10, 20, 30), torch.zeros(1, 3, 91, 41, 51, dtype=torch.float64)
+    u[0, :, 10, 20, 30] = torch.tensor([1, 0.5, -1])
+    if stored == "left to right":
+        affine[0] = 2, 0, 0, -90
+        voxel = (80, 20, 30)
+        u[0, :, 10, 20, 30], u[0, :, 80, 20, 30] = torch.zeros(3), torch.tensor([-1, 0.5, -1])
+    grid = ImageGrid(u.shape[2:], affine)
+    chain = Chain([Field.of_voxels(u, affine)])
+    np.testing.assert_allclose(chain.points([[70.0, -86, -12]]), [[68.0, -85, -14]])
+    for kind, expected in (("learn2reg", u[0, :, *voxel].numpy()), ("itk", (2, -1, -2)), ("fsl", (2, 1, -2))):
+        write_transform(tmp_path / f"{kind}.nii.gz", chain, grid, grid, kind)
+        value = nib.load(tmp_path / f"{kind}.nii.gz").get_fdata()[voxel].squeeze()
+        np.testing.assert_allclose(value, expected, atol=1e-5, err_msg=kind)
+    itk = sitk.DisplacementFieldTransform(sitk.ReadImage(tmp_path / "itk.nii.gz", sitk.sitkVectorFloat64))
+    np.testing.assert_allclose(itk.TransformPoint((-70.0, 86.0, -12.0)), (-68, 85, -14), atol=1e-5)
+    np.testing.assert_allclose(fsl_millimetres(np.array([[70.0, -86, -12]]), grid), [[20, 40, 60]])

@@ -71,7 +71,7 @@ def read_fnirt(file: Stored, moving: ImageGrid) -> Chain:
     """A relative displacement of FNIRT (--fout) or convertwarp (--rel --out), on the grid of its header.
 
     Raises:
-        ValueError: for another shape, or an affine that is not invertible.
+        ValueError: for another shape, an affine that is not invertible, or an absolute field.
     """
     assert file.header is not None
     if file.values.ndim != 4 or file.values.shape[-1] != 3:
@@ -79,7 +79,10 @@ def read_fnirt(file: Stored, moving: ImageGrid) -> Chain:
     fixed = ImageGrid(file.values.shape[:3], file.header.affine)
     v = torch.from_numpy(np.moveaxis(file.values.astype(np.float64), -1, 0).copy())
     at = fixed.points()
-    there = to_world(to_world(at, to_fsl(fixed)) + v, np.linalg.inv(to_fsl(moving)))
+    coordinates = to_world(at, to_fsl(fixed))
+    if float((v - coordinates).std()) < float(v.std()):  # FSL's own rule
+        raise ValueError("looks like an absolute field of FSL, expected a relative one (convertwarp --relout)")
+    there = to_world(coordinates + v, np.linalg.inv(to_fsl(moving)))
     return Chain([Field((there - at).float(), fixed.affine)])
 
 
