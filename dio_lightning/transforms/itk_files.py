@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.io import loadmat, savemat
@@ -32,7 +33,7 @@ def read_h5(path: Path) -> Chain:
     listed = []
     try:
         with h5py.File(path, "r") as file:
-            groups = file["TransformGroup"]
+            groups: Any = file["TransformGroup"]
             for key in sorted(groups, key=int):
                 name = bytes(groups[key]["TransformType"][0]).decode("ascii")
                 # ITK before version 5 forgot a letter
