@@ -27,6 +27,7 @@ FLOORS = {
     "dio_lightning.layers": 4,
     "dio_lightning.modules": 5,
     "dio_lightning.callbacks": 5,
+    "dio_lightning.domains": 6,
     "dio_lightning.errors": 0,
     "dio_lightning.files": 0,
     "dio_lightning.findings": 0,

@@ -7,14 +7,13 @@ import pytest
 import torch
 import yaml
 
-from dio_lightning.footprint import MIB, Cost, LiveTensors, SavedTensors, images
+from dio_lightning.footprint import MIB, Cost, LiveTensors, Point, SavedTensors, dimension, here, images
 from dio_lightning.implicit import PhantomAdjoint
 from dio_lightning.losses import LNCC, Diffusion, Objective
 from dio_lightning.modules import RIIR, DEQReg, RegistrationModule, Unrolling, VoxelMorph
 from dio_lightning.networks import VxmUNet
 from dio_lightning.scores.records import NO_PAIR, Record, Records
 from dio_lightning.studies.memory import Memory, expected, sweep
-from dio_lightning.studies.memory_point import Point, dimension, here
 from dio_lightning.updates import LearnedStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*")

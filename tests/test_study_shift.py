@@ -13,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from dio_lightning.domains import Domain, Plan, read_plan
 from dio_lightning.fields import gaussian_smooth, jacobian_determinant, on_one_grid, warp
 from dio_lightning.loaded import load
 from dio_lightning.losses import LNCC
@@ -20,7 +21,6 @@ from dio_lightning.scores.registered import ScoreOptions
 from dio_lightning.scores.rows import PairId
 from dio_lightning.scores.store import Solved, Store
 from dio_lightning.studies.shift import Shift
-from dio_lightning.studies.shift_domains import Domain, Plan, read_plan
 from dio_lightning.studies.shift_report import NOTHING, REFINED, Outcome, boxes, figure, markdown
 from dio_lightning.studies.shift_solving import Candidate, candidates, refinement, solve
 from dio_lightning.transformations import Diffeomorphism, FreeForm

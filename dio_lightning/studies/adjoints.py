@@ -45,14 +45,6 @@ class Adjoints(PairStudy):
     implicit gradient, dL/dz (I - df/dz)^-1 df/dtheta, where GMRES found it, else many unrolled steps from the solution.
     Networks compute in float32: the rounding of bfloat16 would hide what is compared. A record's pair is a batch.
 
-    Args:
-        phantom: numbers of phantom steps, with each of `DAMPINGS`.
-        solve_steps: Anderson's steps to the fixed point of a DEQReg, at most; DIO is solved as it is configured.
-        gmres_steps: products of GMRES, at most; as many fields are kept.
-        gmres_rtol: relative residual at which GMRES has converged.
-        unrolled: steps from the solution that stand for the exact gradient where GMRES does not converge.
-        whole: whether the whole solve is unrolled too, in the memory of all its steps.
-
     Raises:
         ValueError: for a number below 1, or a tolerance that is not positive.
     """
@@ -60,7 +52,7 @@ class Adjoints(PairStudy):
     name = "adjoints"
     compares = False
     phantom: Sequence[int] = option((1, 2, 3, 5, 10, 20), "phantom steps", metavar="T", many="+")
-    solve_steps: int = option(500, "steps to the fixed point of DEQReg at most", metavar="N")
+    solve_steps: int = option(500, "Anderson's steps to the fixed point of DEQReg at most", metavar="N")
     gmres_steps: int = option(100, "products of GMRES at most", metavar="N")
     gmres_rtol: float = option(1e-4, "its tolerance", float, "R")
     unrolled: int = option(200, "steps from the solution that are unrolled where GMRES fails", metavar="N")
@@ -84,6 +76,7 @@ class Adjoints(PairStudy):
 
     def measure(self, loaded: "Loaded") -> Iterator[Record]:
         """Each adjoint against the reference on every batch; memory is counted on the first one."""
+        from dio_lightning.callbacks.cost import clock
         from dio_lightning.implicit import PhantomAdjoint
         from dio_lightning.modules import DIO, DEQReg
         from dio_lightning.studies import equilibrium
@@ -95,16 +88,16 @@ class Adjoints(PairStudy):
             batch = ("; ".join(fixed for fixed, _ in ids), "; ".join(moving for _, moving in ids))
             problem = equilibrium.equilibrium(loaded.module, pair, self.solve_steps)
             reference, about = equilibrium.reference_of(problem, self.exact(), self.unrolled)
-            jfb = equilibrium.differentiate(problem, PhantomAdjoint()).gradient
+            jfb, _ = problem.fresh().gradient(PhantomAdjoint())
             for method, adjoint in self.plan(loaded.module.steps).items():
-                found = equilibrium.differentiate(problem, adjoint)
-                cosine, ratio = equilibrium.compare(found.gradient, reference)
-                values = {"cosine": cosine, "norm_ratio": ratio}
-                values |= {"cosine_jfb": equilibrium.compare(found.gradient, jfb)[0], "seconds": found.seconds}
+                fresh, start = problem.fresh(), clock(loaded.module.device)
+                gradient, report = fresh.gradient(adjoint)
+                seconds, (cosine, ratio) = clock(loaded.module.device) - start, equilibrium.compare(gradient, reference)
+                values = {"cosine": cosine, "norm_ratio": ratio, "cosine_jfb": equilibrium.compare(gradient, jfb)[0]}
                 saved, alive = equilibrium.memory_of(problem, adjoint) if first else (math.nan, math.nan)
-                values |= {"saved_mb": saved, "tensors_mb": alive}
-                values |= {"gmres_steps": found.report.steps, "gmres_residual": found.residual, **about}
-                for quantity, value in values.items():
+                values |= {"seconds": seconds, "saved_mb": saved, "tensors_mb": alive, "gmres_steps": report.steps}
+                values["gmres_residual"] = math.nan if report.residual is None else float(report.residual.max())
+                for quantity, value in (values | about).items():
                     yield Record(loaded.name, str(loaded.weights), method, batch, quantity, value)
             first = False
 

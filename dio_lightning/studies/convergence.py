@@ -24,10 +24,6 @@ class Convergence(PairStudy):
     Coarser levels take the steps that they were trained with; no sample stops early at the finest one. A method that
     takes no steps, does not report them, or was trained with more than are asked for, is run as it was trained.
 
-    Args:
-        steps: how many are taken at the finest level.
-        at: after which of them scores are taken; by default all in 2-D, ever fewer in 3-D.
-
     Raises:
         ValueError: if there is no step, or none of that number.
     """

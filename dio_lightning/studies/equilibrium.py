@@ -1,10 +1,8 @@
 """A test pair brought to rest, and gradients of its loss by any adjoint."""
 
 import math
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -72,16 +70,16 @@ class Equilibrium:
             end = adjoint(lambda _: solution, self.problem.update, self.start)
         assert self.module.objective is not None
         loss = self.module.objective(self.pair, self.problem.displacement(end.value))["loss"]
-        leaves = self.leaves
-        found = dict(zip(map(id, leaves), _gradients([loss], leaves), strict=True))
-        weights = [p for p in self.module.parameters() if p.requires_grad]
+        leaves, weights = self.leaves, [p for p in self.module.parameters() if p.requires_grad]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "ImplicitAdjoint reached")  # the table says where it did not converge
+            of = dict(zip(map(id, leaves), _gradients([loss], leaves), strict=True))
+        through = [of.get(id(p)) for p in weights]
         if self.cut:
             features = [self.level.fixed, self.level.moving]
-            through = _gradients(features, weights, [found[id(x)] for x in self.cut])
-            parts = [g + found[id(p)] if id(p) in found else g for p, g in zip(weights, through, strict=True)]
-        else:
-            parts = [found[id(p)] for p in weights]
-        return torch.cat([gradient.flatten() for gradient in parts]), end.backward
+            passed = _gradients(features, weights, [of[id(x)] for x in self.cut])
+            through = [g if own is None else g + own for g, own in zip(passed, through, strict=True)]
+        return torch.cat([gradient.flatten() for gradient in through if gradient is not None]), end.backward
 
 
 def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
@@ -127,48 +125,22 @@ def _gradients(
     )
 
 
-@dataclass(frozen=True)
-class Differentiated:
-    """dL/dθ of all weights, flat, how the adjoint found it, and the seconds that it took."""
-
-    gradient: Tensor
-    report: AdjointReport
-    seconds: float
-
-    @property
-    def residual(self) -> float:
-        """GMRES's worst, NaN for other adjoints."""
-        return math.nan if self.report.residual is None else float(self.report.residual.max())
-
-
-def differentiate(problem: Equilibrium, adjoint: Adjoint | None) -> Differentiated:
-    """The gradient by an adjoint; None unrolls the solve as it is trained."""
-    problem = problem.fresh()
-    start = time.perf_counter()
-    with _quiet():
-        gradient, report = problem.gradient(adjoint)
-    if gradient.device.type == "cuda":
-        torch.cuda.synchronize(gradient.device)
-    return Differentiated(gradient, report, time.perf_counter() - start)
-
-
 def reference_of(problem: Equilibrium, exact: ImplicitAdjoint, unrolled: int) -> tuple[Tensor, dict[str, float]]:
     """The gradient that others are compared with, and how it and the solution were found, the worst of the batch.
 
     "reference" is the number of unrolled steps, 0 for the exact gradient; "reference_change" how much the second half
     of them changes it: near 1, it grows and is no reference.
     """
-    found = differentiate(problem, exact)
-    gradient, converged, change = found.gradient, found.report.converged, math.nan
-    implicit = converged is not None and bool(converged.all())
+    gradient, report = problem.fresh().gradient(exact)
+    solution, change = problem.solution, math.nan
+    implicit = report.converged is not None and bool(report.converged.all())
     if not implicit:
         # one step at a time: hundreds of graphs would not fit
         half, gradient = (
-            differentiate(problem, PhantomAdjoint(steps, checkpointed=True)).gradient
+            problem.fresh().gradient(PhantomAdjoint(steps, checkpointed=True))[0]
             for steps in ((unrolled + 1) // 2, unrolled)
         )
         change = float((half - gradient).norm() / gradient.norm())
-    solution = problem.solution
     radius = spectral_radius(problem.problem.update, solution.value, generator=torch.Generator().manual_seed(0))
     about = {"reference": 0 if implicit else unrolled, "reference_change": change}
     about |= {"residual": float(solution.residual.max()), "solve_steps": int(solution.steps.max())}
@@ -178,8 +150,8 @@ def reference_of(problem: Equilibrium, exact: ImplicitAdjoint, unrolled: int) ->
 def memory_of(problem: Equilibrium, adjoint: Adjoint | None) -> tuple[float, float]:
     """MiB: most tensors saved, and most alive, at once, beyond weights, features and the solution."""
     problem = problem.fresh()
-    held = [*problem.leaves, problem.start, problem.solution.value]
-    with SavedTensors(held) as saved, LiveTensors(held) as tensors, _quiet():
+    apart = [*problem.leaves, problem.start, problem.solution.value]
+    with SavedTensors(apart) as saved, LiveTensors(apart) as tensors:
         problem.gradient(adjoint)
     return saved.peak / MIB, tensors.peak / MIB
 
@@ -202,11 +174,3 @@ def compute_in_float32(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, _Rounded):
             part.precision = "float32"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Where GMRES does not converge, the table says so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "ImplicitAdjoint reached")
-        yield

@@ -13,8 +13,8 @@ from dio_lightning.studies.study import Study, option
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from dio_lightning.footprint import Cost, Point
     from dio_lightning.loaded import Loaded
-    from dio_lightning.studies.memory_point import Cost, Point
 
 SIZES = {2: (80, 96), 3: (40, 48, 56)}
 BATCHES = {2: 4, 3: 1}
@@ -35,13 +35,6 @@ class Memory(Study):
 
     The images are random: neither data nor trained weights matter. A DEQReg is measured with each of `ADJOINTS`.
 
-    Args:
-        steps: numbers of steps K at the finest level; a method that takes no steps has one point.
-        size: the grid; 80x96, or 40x48x56 for networks in 3-D.
-        batch: pairs; 4 in 2-D, 1 in 3-D.
-        limit_mb: what is expected to take more is not run; half of the machine's memory by default.
-        cost: of a point; by default measured in a process of its own.
-
     Raises:
         ValueError: for steps that do not rise, or a grid that is none.
     """
@@ -56,6 +49,7 @@ class Memory(Study):
         None, "what is expected to take more MiB is not run (default: half of the machine's memory)", float, "MIB"
     )
     cost: "Callable[[Point], Cost] | None" = None
+    """Of a point; by default measured in a process of its own."""
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or sorted(set(self.steps)) != list(self.steps):
@@ -70,7 +64,7 @@ class Memory(Study):
 
     def measure(self, loaded: "Loaded") -> Iterator[Record]:
         """What each variant costs, under its number of steps."""
-        from dio_lightning.studies.memory_point import in_a_process
+        from dio_lightning.footprint import in_a_process
         from dio_lightning.studies.watching import takes_steps
 
         steps = self.steps if takes_steps(loaded.module) else None
@@ -82,8 +76,8 @@ class Memory(Study):
 
     def variants(self, loaded: "Loaded") -> "Iterator[tuple[str, Point]]":
         """The method under its name, on the grid of its dimension; a DEQReg with each of `ADJOINTS`."""
+        from dio_lightning.footprint import Point, dimension
         from dio_lightning.modules import DEQReg
-        from dio_lightning.studies.memory_point import Point, dimension
 
         d = len(self.size) if self.size is not None else dimension(loaded.module)
         point = Point(loaded.given, list(self.options), list(self.size or SIZES[d]), self.batch or BATCHES[d], None)

@@ -49,10 +49,10 @@ class Shift(PairStudy):
 
     def run(self) -> str:
         """Domain by domain, since their images are what takes the memory; see `Study.run`."""
+        from dio_lightning.domains import read_plan
         from dio_lightning.loaded import load_all
         from dio_lightning.scores.store import Store
         from dio_lightning.studies.files import free, write
-        from dio_lightning.studies.shift_domains import read_plan
         from dio_lightning.studies.shift_report import Outcome, figure, markdown
         from dio_lightning.studies.shift_solving import candidates, check, measure, refinement
 

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from dio_lightning.domains import Domain, Plan
 from dio_lightning.scores import SCORES, Score, look_up
 from dio_lightning.scores.rows import PairId
 from dio_lightning.scores.score import NONE
 from dio_lightning.scores.store import Solved
 from dio_lightning.scores.summary import finite_mean, moments, per_unit, unit
 from dio_lightning.scores.table import Cell, Table
-from dio_lightning.studies.shift_domains import Domain, Plan
 
 NOTHING = "no registration"
 REFINED = " + instance optimisation"

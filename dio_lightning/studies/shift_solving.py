@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dio_lightning.callbacks.cost import clock
 from dio_lightning.callbacks.warming import warm_up
+from dio_lightning.domains import Domain, Plan
 from dio_lightning.features import Intensity
 from dio_lightning.fields import on_one_grid
 from dio_lightning.implicit import Adam, Never
@@ -26,7 +27,6 @@ from dio_lightning.scores import SCORES
 from dio_lightning.scores.pairs import one_pair, score_some
 from dio_lightning.scores.rows import PairId
 from dio_lightning.scores.store import Solved, Store
-from dio_lightning.studies.shift_domains import Domain, Plan
 from dio_lightning.studies.shift_report import NOTHING, RATE, REFINED, REGULARITY, WINDOW
 from dio_lightning.transformations import Diffeomorphism
 from dio_lightning.updates import ImageDescent

@@ -26,18 +26,13 @@ class Solvers(PairStudy):
 
     The relative residual ||f(z) - z|| / ||f(z)|| is taken at every evaluation of f, the first at the identity.
 
-    Args:
-        max_steps: of each solver, and so its evaluations.
-        at: evaluations at whose z Dice is taken; by default all in 2-D, ever fewer in 3-D.
-        damping: every solver is run with each of these.
-
     Raises:
         ValueError: if there is no step, or none of that number, or for a damping outside [0, 1).
     """
 
     name = "solvers"
     more = ("trace",)
-    max_steps: int = option(96, "of each solver")
+    max_steps: int = option(96, "of each solver, and so its evaluations")
     at: Sequence[int] | None = option(
         None,
         "evaluations at which Dice is taken (default: all in 2-D, ever fewer in 3-D)",

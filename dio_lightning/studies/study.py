@@ -52,7 +52,8 @@ def option(
 class Study:
     """Weights to long records, one at a time, then records to tables and a figure.
 
-    A study is a subclass in a file of its own and an entry in `command.STUDIES`: its options are fields. It writes
+    A study is a subclass in a file of its own and an entry in `command.STUDIES`: its options are fields, whose
+    help says what they are. It writes
     NAME.csv (and NAME_x.csv for every x of `more`), NAME.md, NAME.png and NAME.svg.
 
     Args:
