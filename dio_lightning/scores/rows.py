@@ -30,8 +30,8 @@ def label_columns() -> tuple[str, ...]:
     return (*IDS, "label", "name", *(name for both in names for name in both))
 
 
-def to_csv(rows: Sequence[Row], columns: Sequence[str]) -> str:
-    """Rows as CSV; a column that no row has is left out, a value that a row lacks is empty, NaN is "nan"."""
+def to_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
+    """Rows as CSV; a column that no row has is left out, a value that a row lacks, or None, is empty, NaN is "nan"."""
     used = [name for name in columns if any(name in row for row in rows)]
     text = io.StringIO()
     writer = csv.DictWriter(text, used, restval="", extrasaction="ignore", lineterminator="\n")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dio_lightning.scores.records import Record, Records
 from dio_lightning.scores.summary import finite_mean
-from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
+from dio_lightning.studies.rendering import Line, Panel, Value, draw, table, to_csv
 from dio_lightning.studies.study import PairStudy, option
 
 if TYPE_CHECKING:
@@ -123,9 +123,9 @@ class Adjoints(PairStudy):
 
     def tables(self, records: Records) -> list[str]:
         """One row a batch and adjoint."""
-        rows: list[dict[str, Cell]] = []
+        rows: list[dict[str, Value]] = []
         for model, _, method, batch, values in records.rows():
-            row: dict[str, Cell] = {"model": model, "pair": ", ".join(batch), "adjoint": method.kind}
+            row: dict[str, Value] = {"model": model, "pair": ", ".join(batch), "adjoint": method.kind}
             row |= {"steps": method.steps, "damping": method.damping}
             rows.append(row | values | {"reference": _reference(values["reference"])})
         return [to_csv(rows)]

@@ -1,10 +1,9 @@
 """One table out of finished test runs, with paired significance, and what a reader must know to trust it."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
-from dio_lightning.files import replacing
+from dio_lightning.files import expect_free, write_all
 from dio_lightning.scores import Score
 from dio_lightning.scores.comparing import Comparisons, Entry, compare_methods, p_values_csv, table_csv
 from dio_lightning.scores.runs import read_methods
@@ -41,16 +40,11 @@ def compare(
     if out.suffix != ".md":
         raise ValueError(f"{out}: expected a file ending in .md")
     paths = [out, out.with_suffix(".tex"), out.with_suffix(".csv"), out.with_name(f"{out.stem}_pvalues.csv")]
-    for path in paths:
-        if path.is_dir() or (path.exists() and not overwrite):
-            raise FileExistsError(f"{path} exists: {'it is a folder' if path.is_dir() else 'give --overwrite'}")
+    expect_free(paths, overwrite)
     result = compare_methods(read_methods(runs), metrics, reference, alpha)
     shown = table(result)
     contents = [shown.markdown(), shown.latex(out.stem), table_csv(result), p_values_csv(result)]
-    with ExitStack() as stack:
-        temporary = [stack.enter_context(replacing(path)) for path in paths]
-        for path, content in zip(temporary, contents, strict=True):
-            path.write_text(content, encoding="utf-8", newline="")
+    write_all(dict(zip(paths, contents, strict=True)))
     return contents[0]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dio_lightning.scores.records import NO_PAIR, Record, Records, of_batch
-from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
+from dio_lightning.studies.rendering import Line, Panel, Value, draw, table, to_csv
 from dio_lightning.studies.study import PairStudy, check_steps, option, scored_steps
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ class Convergence(PairStudy):
 
     def tables(self, records: Records) -> list[str]:
         """A row per weights and step: mean and standard deviation of each score over n pairs."""
-        rows: list[dict[str, Cell]] = []
+        rows: list[dict[str, Value]] = []
         for name, seed in records.weights:
             for step in records.conditions(name, "dice", seed):
-                row: dict[str, Cell] = {
+                row: dict[str, Value] = {
                     "method": name,
                     "weights": seed,
                     "trained_steps": _trained(records, name),

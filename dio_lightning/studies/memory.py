@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dio_lightning.scores.records import NO_PAIR, Record, Records
-from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
+from dio_lightning.studies.rendering import Line, Panel, Value, draw, table, to_csv
 from dio_lightning.studies.study import Study, option
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Memory(Study):
 
     def tables(self, records: Records) -> list[str]:
         """One row a point."""
-        rows: list[dict[str, Cell]] = []
+        rows: list[dict[str, Value]] = []
         for method, _, steps, _, cost in records.rows():
             ran = not math.isnan(cost["seconds"])
             rows.append({"method": method, "steps": steps, "status": "measured" if ran else "not run"})

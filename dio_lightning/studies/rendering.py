@@ -1,33 +1,28 @@
 """How records are shown: Markdown tables, CSV, and curves in a row of panels."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dio_lightning.scores.rows import to_csv as rows_to_csv
+from dio_lightning.scores.table import Cell, Table
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Cell = str | float | int | None
+Value = str | float | int | None
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table without a last line end: its first column to the left, the others to the right."""
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (headings, *rows)]
-    return "\n".join([lines[0], "|---|" + "---:|" * (len(headings) - 1), *lines[1:]])
+    return Table(headings, [[Cell(cell) for cell in row] for row in rows], right=True).markdown().rstrip("\n")
 
 
-def to_csv(rows: Sequence[Mapping[str, Cell]]) -> str:
+def to_csv(rows: Sequence[Mapping[str, Value]]) -> str:
     """Rows as CSV, columns in the order in which they come; what a row lacks or has as None is empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return rows_to_csv(rows, list(dict.fromkeys(name for row in rows for name in row)))
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,13 @@ import os
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from dio_lightning.files import expect_free, write_all
 from dio_lightning.studies.study import PairStudy, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(PairStudy):
     """Scores of every method on every domain.
-
-    Args:
-        domains: the file of domains, see `read_plan`; a domain whose folder is not there is left out, and named.
-        root: the folder of the domains' folders.
-        refine_steps: of the instance optimisation that follows each trained method in a row of its own.
-        refine_resolution: the factor by which its grid is coarser.
-        surface: Hausdorff distances too.
-        resume: take rows of unchanged weights and settings from the folder.
 
     Raises:
         ValueError: for steps below 0, or a factor below 1.
@@ -52,11 +45,10 @@ class Shift(PairStudy):
         from dio_lightning.domains import read_plan
         from dio_lightning.loaded import load_all
         from dio_lightning.scores.store import Store
-        from dio_lightning.studies.files import free, write
         from dio_lightning.studies.shift_report import Outcome, figure, markdown
         from dio_lightning.studies.shift_solving import candidates, check, measure, refinement
 
-        free(self.out, self.files, self.overwrite or self.resume)
+        expect_free(self.files, self.overwrite or self.resume)
         store = Store.open(self.out, self.name, self.resume)
         plan = read_plan(self.domains, self.root or Path(os.environ.get("DIO_DATA") or "."), self.surface)
         present, missing = plan.present()
@@ -68,6 +60,5 @@ class Shift(PairStudy):
         measure([*zip(present, built, strict=True)], plan, loaded[0], rows, store, self.limit)
         outcome = Outcome(store.rows, plan, missing, self.refine_steps, self.refine_resolution)
         text, picture = markdown(outcome), figure(outcome)
-        _, _, *pictures = self.files
-        write(self.out, store.contents() | dict(zip(pictures, (text, picture, picture), strict=True)))
+        write_all(dict(zip(self.files, [*store.contents().values(), text, picture, picture], strict=True)))
         return text

@@ -16,7 +16,7 @@ from dio_lightning.scores.rows import PairId
 from dio_lightning.scores.score import NONE
 from dio_lightning.scores.store import Solved
 from dio_lightning.scores.summary import finite_mean, moments, per_unit, unit
-from dio_lightning.scores.table import Cell, Table
+from dio_lightning.studies.rendering import table
 
 NOTHING = "no registration"
 REFINED = " + instance optimisation"
@@ -117,8 +117,7 @@ def markdown(outcome: Outcome) -> str:
 
 
 def _table(outcome: Outcome, domains: Sequence[str], cell: Callable[[str, str], str]) -> str:
-    rows = [[Cell(method), *(Cell(cell(method, domain)) for domain in domains)] for method in outcome.methods]
-    return Table(["method", *domains], rows, right=True).markdown().rstrip("\n")
+    return table(["method", *domains], [[m, *(cell(m, domain) for domain in domains)] for m in outcome.methods])
 
 
 def _cells(outcome: Outcome, score: Score) -> Callable[[str, str], str]:

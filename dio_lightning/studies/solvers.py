@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dio_lightning.scores.records import Record, Records, Solve
 from dio_lightning.scores.summary import finite_mean
-from dio_lightning.studies.rendering import Cell, Line, Panel, draw, table, to_csv
+from dio_lightning.studies.rendering import Line, Panel, Value, draw, table, to_csv
 from dio_lightning.studies.study import PairStudy, check_steps, option, scored_steps
 
 if TYPE_CHECKING:
@@ -76,19 +76,19 @@ class Solvers(PairStudy):
 
         `evaluations` is empty unless most pairs reach the tolerance. Quartiles of the residual are over pairs.
         """
-        to_tolerance: list[dict[str, Cell]] = []
-        traces: list[dict[str, Cell]] = []
+        to_tolerance: list[dict[str, Value]] = []
+        traces: list[dict[str, Value]] = []
         for name, seed in records.weights:
-            of: dict[str, Cell] = {"solver": name, "weights": seed}
+            of: dict[str, Value] = {"solver": name, "weights": seed}
             for tolerance in TOLERANCES:
                 reach = reached(records, name, tolerance, seed)
-                row: dict[str, Cell] = {"tolerance": tolerance, "pairs": reach.pairs, "reached": reach.share}
+                row: dict[str, Value] = {"tolerance": tolerance, "pairs": reach.pairs, "reached": reach.share}
                 row["evaluations"] = reach.evaluations if math.isfinite(reach.evaluations) else None
                 to_tolerance.append(of | row | {"dice": reach.dice if reach.share else None})
             x, bands, dice = _curves(records, name, seed)
             pairs = len(records.traces(name, "residual", seed))
             for k, (low, middle, high) in zip(x, bands, strict=True):
-                row: dict[str, Cell] = {
+                row: dict[str, Value] = {
                     "evaluation": k,
                     "pairs": pairs,
                     "residual": middle,

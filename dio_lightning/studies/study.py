@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from dio_lightning.files import expect_free, write_all
 from dio_lightning.scores.records import NO_PAIR, Record, Records
 from dio_lightning.scores.rows import PairId
 from dio_lightning.usage import CommandParser
@@ -92,10 +93,10 @@ class Study:
         raise NotImplementedError
 
     @property
-    def files(self) -> list[str]:
-        """Names of what it writes."""
+    def files(self) -> list[Path]:
+        """What it writes."""
         endings = [".csv", *(f"_{name}.csv" for name in self.more), ".md", ".png", ".svg"]
-        return [f"{self.name}{ending}" for ending in endings]
+        return [self.out / f"{self.name}{ending}" for ending in endings]
 
     def run(self) -> str:
         """Measure, write all files or none, and return the Markdown.
@@ -105,15 +106,14 @@ class Study:
             FileExistsError: an output is there.
         """
         from dio_lightning.loaded import load_all
-        from dio_lightning.studies.files import free, write
 
-        free(self.out, self.files, self.overwrite)
+        expect_free(self.files, self.overwrite)
         loaded = load_all(self.weights, self.options, ready=isinstance(self, PairStudy))
         self.check(loaded)
         records = Records(self._records(loaded))
         text, picture = self.markdown(records), self.figure(records)
         contents = [*self.tables(records), text, picture, picture]
-        write(self.out, dict(zip(self.files, contents, strict=True)))
+        write_all(dict(zip(self.files, contents, strict=True)))
         return text
 
     def _records(self, loaded: list["Loaded"]) -> Iterator[Record]:
