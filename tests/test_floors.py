@@ -59,7 +59,7 @@ UNNAMED = tuple(
     f"dio_lightning/{place}"
     for place in (
         *("callbacks/pair_scores", "callbacks/report", "callbacks/scores", "challenge/scores", "implicit/iterate"),
-        *("layers/", "level", "losses/", "metrics/", "modules/", "studies/", "transformations", "updates/"),
+        *("layers/", "level", "losses/", "metrics/", "modules/", "transformations", "updates/"),
     )
 )
 """Where the words above still stand."""
