@@ -1,9 +1,10 @@
 """Files that are either whole or absent."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 
 @contextmanager
@@ -20,6 +21,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def expect_free(paths: Sequence[Path], overwrite: bool) -> None:
+    """Raises FileExistsError if one of the files is there and may not be replaced."""
+    for path in paths:
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise FileExistsError(f"{path} exists: {'it is a folder' if path.is_dir() else 'give --overwrite'}")
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """What matplotlib's figures can do."""
+
+    def savefig(self, fname: Path, *, dpi: float) -> None:
+        """Write it, in the format of the file's ending."""
+
+
+def write_all(contents: Mapping[Path, str | Picture]) -> None:
+    """Write texts and figures, all of them or none."""
+    with ExitStack() as stack:
+        temporary = {path: stack.enter_context(replacing(path)) for path in contents}
+        for path, content in contents.items():
+            if isinstance(content, Picture):
+                content.savefig(temporary[path], dpi=150)
+            else:
+                temporary[path].write_text(content, encoding="utf-8", newline="")
 
 
 def remove_leftovers(folder: Path) -> None:

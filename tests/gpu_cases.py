@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dio_lightning import features, fields, implicit, losses, metrics, networks, ops, transformations, updates
-from dio_lightning.callbacks.pair_scores import ScoreOptions, score_pair
 from dio_lightning.fields.worlds import transport
 from dio_lightning.implicit import fixed_point
 from dio_lightning.implicit.batch import dot
@@ -25,6 +24,8 @@ from dio_lightning.level import Level
 from dio_lightning.losses.landmarks import Unit
 from dio_lightning.metrics.learn2reg import learn2reg
 from dio_lightning.pair import Pair
+from dio_lightning.scores.pairs import score_pair
+from dio_lightning.scores.registered import ScoreOptions
 
 SIZES = {2: (11, 14), 3: (7, 9, 8)}
 BATCH = 2
@@ -197,6 +198,7 @@ def _fields() -> Iterator[Case]:
         old, new = fields.blocks([2 * n - 1 for n in g.size], 2), fields.spanning([2 * n - 1 for n in g.size], g.size)
         return fields.regrid(g.field(), old, new)
 
+    yield Case("fields.average_pool", lambda g: fields.average_pool(g.image(2), 3))
     yield Case("fields.regrid", across)
     yield Case("fields.gaussian_average", lambda g: fields.gaussian_average(g.image(2), 1.3))
     yield Case("fields.gaussian_smooth", lambda g: fields.gaussian_smooth(g.image(2), 1.3))
@@ -243,6 +245,34 @@ def _losses() -> Iterator[Case]:
     def points(g: Given, unit: Unit) -> Tensor:
         return losses.Landmarks(unit)(g.field(), g.points(), g.points(), g.spacing())
 
+    def term(g: Given, of: losses.Term, coarse: bool = False) -> object:
+        pair = g.pair(batch=2)
+        grid = fields.blocks(g.size, 2 if coarse else 1)
+        level = Level(g.image(3), g.image(3), None, pair)
+        if coarse:
+            level = Level(fields.average_pool(level.fixed, 2), fields.average_pool(level.moving, 2), grid, pair)
+        corner = (slice(None), slice(None), *map(slice, grid.size))
+        return of.slope(level, g.field()[corner])
+
+    def derived(g: Given) -> object:
+        return losses.slope_of(lambda u, image: (fields.warp(image, u) ** 2).flatten(1).mean(1), g.field(), g.image())
+
+    terms: dict[str, losses.Term] = {
+        "FeatureDistance": losses.FeatureDistance(),
+        "FeatureSimilarity": losses.FeatureSimilarity(losses.LNCC(5)),
+        "MutualInformation": losses.MutualInformation(9),
+        "Bending": losses.Bending(),
+        "TotalVariation": losses.TotalVariation(0.1),
+        "JacobianPenalty": losses.JacobianPenalty(1.0, 0.1, 0.5),
+        "LabelPrompt": losses.LabelPrompt(),
+        "LandmarkPrompt": losses.LandmarkPrompt(),
+        "SSD": losses.SSD(),
+        "Diffusion": losses.Diffusion(),
+    }
+    for name, of in terms.items():
+        yield Case(f"losses.{name} (slope)", partial(term, of=of), tolerance=2e-3)
+        yield Case(f"losses.{name} (coarse slope)", partial(term, of=of, coarse=True), tolerance=2e-3)
+    yield Case("losses.slope_of", derived)
     yield Case("losses.LNCC", lambda g: losses.LNCC(5)(g.image(), g.image()), tolerance=1e-3)
     yield Case("losses.LNCC (signed)", lambda g: losses.LNCC(7, signed=True)(g.image(), g.image()), tolerance=1e-3)
     yield Case("losses.SSD", lambda g: losses.SSD()(g.image(2), g.image(2)))
@@ -303,6 +333,7 @@ MODELS: dict[str, transformations.Transformation] = {
     "Diffeomorphism": transformations.Diffeomorphism(),
     "StationaryVelocity": transformations.StationaryVelocity(4),
     "Affine": transformations.Affine(),
+    "BSpline": transformations.BSpline(3),
 }
 
 
@@ -310,6 +341,9 @@ def _parameters(g: Given, model: transformations.Transformation) -> Tensor:
     """Parameters of a model that move every point, and none by whole voxels."""
     if isinstance(model, transformations.Affine):
         return g.place(0.3 + 0.2 * g.uniform(BATCH, g.d, g.d + 1))
+    if isinstance(model, transformations.BSpline):
+        control = model.initial(torch.zeros(BATCH, 1, *g.size)).shape
+        return g.place(0.2 + 0.6 * g.uniform(*control))
     return g.smooth_field()
 
 
@@ -326,6 +360,10 @@ def _transformations() -> Iterator[Case]:
             model.initial(z.new_zeros(BATCH, 1, *g.size)),
         ]
 
+    def fitted(g: Given) -> Tensor:
+        return transformations.BSpline(3).parameters(g.smooth_field())
+
+    yield Case("transformations.BSpline (of a displacement)", fitted, tolerance=1e-3)
     for name, model in MODELS.items():
         yield Case(f"transformations.{name}", partial(all_of, model=model), tolerance=1e-3)
 
@@ -340,6 +378,10 @@ def _updates() -> Iterator[Case]:
         step = updates.SimilarityStep(network, similarity) if similarity else updates.LearnedStep(network, leak=0.1)
         return g.module(step).on(Level(g.image(), g.image()), MODELS["FreeForm"])(g.smooth_field())
 
+    def per_level(g: Given) -> Tensor:
+        rule = g.module(updates.PerLevel([updates.LearnedStep(networks.CNN(g.d + 2, g.d, width=8))]))
+        return rule.on(Level(g.image(), g.image()), MODELS["FreeForm"])(g.smooth_field())
+
     def slope(g: Given) -> Tensor:
         return updates.similarity_slope(losses.LNCC(5), g.image(), g.image(), g.field(), normalise=True)
 
@@ -351,9 +393,12 @@ def _updates() -> Iterator[Case]:
         "updates.Descent (mean)", partial(on, rule=updates.Descent(normalise=False), model=plain), tolerance=1e-3
     )
     yield Case("updates.GaussNewton", partial(on, rule=updates.GaussNewton(), model=plain), tolerance=1e-3)
+    more = updates.Descent(terms=[losses.SSD(0.5), losses.TotalVariation(weight=0.2)])
+    yield Case("updates.Descent (terms)", partial(on, rule=more, model=plain, channels=1), tolerance=2e-3)
     image = updates.ImageDescent(losses.LNCC(5), regularity=0.2)
     yield Case("updates.ImageDescent", partial(on, rule=image, model=plain, channels=1), tolerance=2e-3)
     yield Case("updates.LearnedStep", partial(learned, similarity=None), tolerance=1e-3, network=True)
+    yield Case("updates.PerLevel", per_level, tolerance=1e-3, network=True)
     yield Case("updates.SimilarityStep", partial(learned, similarity=losses.SSD()), tolerance=1e-3, network=True)
     yield Case("updates.similarity_slope", slope, tolerance=2e-3)
 

@@ -20,8 +20,9 @@ from dio_lightning.implicit import (
     UnrolledAdjoint,
 )
 from dio_lightning.layers import OptimizerLayer
+from dio_lightning.losses import LNCC, Bending, FeatureDistance, LabelPrompt
 from dio_lightning.modules import DIO
-from dio_lightning.transformations import FreeForm, StationaryVelocity
+from dio_lightning.transformations import BSpline, FreeForm, StationaryVelocity
 from dio_lightning.updates import Descent, GaussNewton, ImageDescent, LearnedStep
 
 ROOT = Path(__file__).parents[1]
@@ -174,6 +175,21 @@ def test_a_learned_experiment_becomes_a_classical_one(built, kind):
     cli = built("test", "--config", TINY, f"--model.features={kind.__name__}", "--model.features.levels=[2, 1]")
     assert type(cli.model.features) is kind
     assert cli.model.features.levels == (2, 1)
+
+
+def test_terms_are_added_on_the_command_line(built):
+    """One by one, each followed by its settings; the distance of features stays unless another is named."""
+    flag = "--model.layer.update"
+    words = [f"{flag}.terms+=LabelPrompt", f"{flag}.terms.labels=[17,3]", f"{flag}.terms+=Bending"]
+    update = built("test", "--config", TINY, *words, f"{flag}.terms.weight=0.5").model.layer.update
+    assert [type(term) for term in update.energy] == [FeatureDistance, LabelPrompt, Bending]
+    assert (update.terms[0].labels, update.terms[1].weight) == ((17, 3), 0.5)
+    update = built("test", "--config", TINY, f"{flag}.distance=LNCC", f"{flag}.distance.window=5").model.layer.update
+    assert [(type(term), term.window) for term in update.energy] == [(LNCC, 5)]
+    flag = "--model.layer.transformation"
+    assert built("test", "--config", TINY, flag, "BSpline", f"{flag}.spacing=3").model.layer.transformation == BSpline(
+        3
+    )
 
 
 def test_an_update_of_no_such_name_is_refused(built, capsys):

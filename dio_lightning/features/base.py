@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dio_lightning.fields import Grid, blocks
+from dio_lightning.fields import Grid, average_pool, blocks
 from dio_lightning.networks.blocks import channels_last
 from dio_lightning.pair import expect_batch
+
+__all__ = ["FeaturePyramid", "average_pool"]
 
 
 class FeaturePyramid(nn.Module, ABC):
@@ -70,15 +71,3 @@ class FeaturePyramid(nn.Module, ABC):
         if not asked or not set(asked) <= set(self.levels):
             raise ValueError(f"levels must be among {self.levels}, not {asked}.")
         return asked
-
-
-def average_pool(image: Float[Tensor, "b c *s"], factor: int) -> Float[Tensor, "b c *t"]:
-    """Mean over blocks of factor^d voxels, or of what is left of a block at the far side.
-
-    An axis that is shorter than the factor is one block.
-    """
-    kernel = [min(factor, extent) for extent in image.shape[2:]]
-    if max(kernel) == 1:
-        return image
-    pool = {4: F.avg_pool2d, 5: F.avg_pool3d}[image.ndim]
-    return pool(image, kernel, ceil_mode=True, count_include_pad=False)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -42,6 +43,19 @@ def spanning(image: Sequence[int], size: Sequence[int]) -> Grid:
     pairs = zip(image, size, strict=True)
     step = tuple((old - 1) / max(new - 1, 1) if old > 1 else 1.0 for old, new in pairs)
     return Grid(tuple(size), step, (0.0,) * len(step))
+
+
+def average_pool(image: Float[Tensor, "b c *s"], factor: int | Sequence[int]) -> Float[Tensor, "b c *t"]:
+    """Mean over blocks of `factor` voxels along each axis, or of what is left of a block at the far side.
+
+    An axis that is shorter than the factor is one block.
+    """
+    factors = [factor] * (image.ndim - 2) if isinstance(factor, int) else factor
+    kernel = [min(width, extent) for width, extent in zip(factors, image.shape[2:], strict=True)]
+    if max(kernel) == 1:
+        return image
+    pool = {4: F.avg_pool2d, 5: F.avg_pool3d}[image.ndim]
+    return pool(image, kernel, ceil_mode=True, count_include_pad=False)
 
 
 def regrid(u: Float[Tensor, "b d *s"], old: Grid, new: Grid) -> Float[Tensor, "b d *t"]:

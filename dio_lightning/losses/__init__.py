@@ -1,21 +1,44 @@
-"""Losses: similarity of images, overlap of labels, landmarks, regularity of displacements, and their weighted sum."""
+"""Terms: similarities, distances of features, regularisers, prompts; other losses, and the training objective."""
 
+from dio_lightning.losses.distance import FeatureDistance, FeatureSimilarity
+from dio_lightning.losses.information import MutualInformation
 from dio_lightning.losses.landmarks import Landmarks
 from dio_lightning.losses.objective import Objective, at_size
 from dio_lightning.losses.overlap import Dice, soft_dice
-from dio_lightning.losses.regularity import Diffusion, Folding, diffusion, folding
+from dio_lightning.losses.prompts import LabelPrompt, LandmarkPrompt
+from dio_lightning.losses.regularity import (
+    Bending,
+    Diffusion,
+    Folding,
+    JacobianPenalty,
+    TotalVariation,
+    diffusion,
+    folding,
+)
 from dio_lightning.losses.similarity import LNCC, SSD
+from dio_lightning.losses.term import Energy, Term, slope_of
 
 __all__ = [
     "LNCC",
     "SSD",
+    "Bending",
     "Dice",
     "Diffusion",
+    "Energy",
+    "FeatureDistance",
+    "FeatureSimilarity",
     "Folding",
+    "JacobianPenalty",
+    "LabelPrompt",
+    "LandmarkPrompt",
     "Landmarks",
+    "MutualInformation",
     "Objective",
+    "Term",
+    "TotalVariation",
     "at_size",
     "diffusion",
     "folding",
+    "slope_of",
     "soft_dice",
 ]

@@ -1,16 +1,41 @@
-"""Similarity losses of a warped and a fixed image; smaller is better."""
+"""Similarities of a warped and a fixed image; smaller is better."""
+
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from dio_lightning.fields import warp
+from dio_lightning.level import Level
+from dio_lightning.losses.term import Energy, Term
 from dio_lightning.ops import local_correlation
 from dio_lightning.pair import expect_batch, full_precision
 
 Image = Float[Tensor, "b c *s"]
 
 
-class SSD(nn.Module):
+class Similarity(Term):
+    """A term of two images: of those of the level's pair on the level's grid, or of its features without a pair."""
+
+    compares = True
+
+    def on(self, level: Level) -> Energy:
+        """The similarity of the warped moving and the fixed image of each sample on its own."""
+        return compared(self, *level.images)
+
+
+def compared(similarity: Callable[[Tensor, Tensor], Tensor], fixed: Image, moving: Image) -> Energy:
+    """The energy similarity(moving ∘ (id + u), fixed) of each sample on its own."""
+
+    def value(u: Tensor, fixed: Tensor, moving: Tensor) -> Tensor:
+        samples = zip(warp(moving, u).split(1), fixed.split(1), strict=True)
+        return torch.stack([similarity(warped, image) for warped, image in samples])
+
+    return Energy(value, fixed, moving)
+
+
+class SSD(Similarity):
     """Mean squared difference, as a scalar."""
 
     def forward(self, warped: Image, fixed: Image) -> Float[Tensor, ""]:
@@ -23,7 +48,7 @@ class SSD(nn.Module):
         return (full_precision(warped) - full_precision(fixed)).square().mean()
 
 
-class LNCC(nn.Module):
+class LNCC(Similarity):
     """1 - local normalised cross-correlation, in [0, 1] (signed: [0, 2]).
 
     Over windows of `window`^d voxels, zero outside the image: cross = Σab - ΣaΣb / window^d, likewise the variances
@@ -34,13 +59,14 @@ class LNCC(nn.Module):
     Args:
         window: odd edge length in voxels.
         signed: keep the sign of the correlation, so that inverted contrast is penalised.
+        weight: see `Term`.
 
     Raises:
         ValueError: if the window is even or below 3.
     """
 
-    def __init__(self, window: int = 7, signed: bool = False) -> None:
-        super().__init__()
+    def __init__(self, window: int = 7, signed: bool = False, weight: float = 1.0) -> None:
+        super().__init__(weight)
         if window < 3 or window % 2 == 0:
             raise ValueError(f"window must be odd and at least 3 voxels, not {window}.")
         self.window, self.signed = window, signed

@@ -23,8 +23,6 @@ from dio_lightning.pair import Pair, in_mm
 
 SHIFT, BORDER = 3, 2
 SCORES = ("dice", "hd95", "tre", "sdlogj", "num_foldings")
-RISING = ("dice",)
-"""Scores where more is better."""
 
 
 def learn2reg(u: Float[Tensor, "1 d *s"], pair: Pair, masked: bool = False) -> dict[str, float]:

@@ -1,10 +1,12 @@
-"""DIO's update f: one smoothed descent step on the distance between warped moving and fixed features.
+"""DIO's update f: one smoothed descent step on a sum of terms, by default the distance of features.
 
-The settings are a frozen value; `on` binds them to two feature maps and returns f, which names no solver.
+The settings are a frozen value; `on` binds them to a level and returns f, which names no solver.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite, prod
 
 import torch
 from jaxtyping import Float
@@ -13,7 +15,8 @@ from torch import Tensor
 from dio_lightning.implicit import Update
 from dio_lightning.implicit.batch import norm, spread
 from dio_lightning.level import Level
-from dio_lightning.ops import match
+from dio_lightning.losses import Diffusion, FeatureDistance, Term
+from dio_lightning.losses.distance import Matched
 from dio_lightning.transformations import Transformation
 
 AGREED = 1.01
@@ -31,7 +34,7 @@ class UpdateRule(ABC):
 
 
 class SmoothedRule(UpdateRule):
-    """Settings of a smoothed descent step on an energy and λ times the diffusion energy.
+    """Settings of a smoothed descent step on an energy, λ times the diffusion energy, and more terms.
 
     Raises:
         ValueError: if sigma or regularity is negative.
@@ -39,127 +42,122 @@ class SmoothedRule(UpdateRule):
 
     sigma: float
     regularity: float
+    terms: Sequence[Term]
 
     def __post_init__(self) -> None:
-        if self.sigma < 0 or self.regularity < 0:
+        if not all(isfinite(x) and x >= 0 for x in (self.sigma, self.regularity)):
             raise ValueError(f"sigma is {self.sigma} and regularity {self.regularity}, expected numbers of at least 0")
+        object.__setattr__(self, "terms", tuple(self.terms))  # the command line makes a list
 
 
 @dataclass(frozen=True)
 class Descent(SmoothedRule):
-    """f(z) = z - S_σ ∂/∂z [ E(u(z)) / s + λ R(u(z)) ], E the feature distance of `ops.match`, R the diffusion energy.
+    """f(z) = z - S_σ ∂/∂z N [ E(u(z)) + λ R(u(z)) + Σ_i w_i T_i(u(z)) ], N the number of voxels.
 
-    The scale s is the variance of the fixed features, so that nothing depends on the scale of the features, which
-    training is free to change. It is differentiated too: without that, an adjoint would spend itself on growing the
-    features, which changes nothing. `normalise=False` takes the mean over voxels, and steps in the coordinates of a
-    grid from -1 to 1, as the official code does.
+    E is what compares the two images, the distance of their features; R is the diffusion energy and T_i are the other
+    terms, all means over voxels. So a voxel's step does not depend on the size of the image, and a weight means the
+    same at every level. `normalise=False` takes means in the coordinates of a grid from -1 to 1, as the official code
+    does, for E and T_i.
 
     Args:
         sigma: smoothing S_σ of the gradient, in voxels of the level (σ_grad); an affine model has nothing to smooth.
-        regularity: weight λ of Σ_x Σ_ij (∂_i u_j)², forward differences in voxels.
-        normalise: divide by the variance of the fixed features. Beside `False`, an affine model needs a rate as many
-            times larger as there are voxels: its gradient is a mean already.
+        regularity: weight λ of Σ_ij (∂_i u_j)², short for a term `Diffusion(weight=λ)`.
+        normalise: divide the distance by the variance of the fixed features. Beside `False`, an affine model needs a
+            rate as many times larger as there are voxels: its gradient is a mean already.
+        terms: what is descended on besides: regularisers, prompts, similarities of the images.
+        distance: E; by default `FeatureDistance`, whatever the terms are.
     """
 
     sigma: float = 1.0
     regularity: float = 0.0
     normalise: bool = True
+    terms: Sequence[Term] = ()
+    distance: Term | None = None
 
     def on(self, level: Level, transformation: Transformation) -> "BoundDescent":
-        """The update for these features."""
+        """The update for this level.
+
+        Raises:
+            ValueError: if the level lacks what a term needs, such as labels.
+        """
         return BoundDescent(self, level, transformation)
 
+    @property
+    def energy(self) -> tuple[Term, ...]:
+        """Every term of the sum but the diffusion energy, the distance first."""
+        return (FeatureDistance(self.normalise) if self.distance is None else self.distance, *self.terms)
 
-class BoundUpdate(ABC):
-    """An update f; after a call, `energy`, (b,), is the energy at its argument."""
 
-    def __init__(self, settings: SmoothedRule, level: Level, transformation: Transformation) -> None:
-        self.settings, self.transformation = settings, transformation
-        self.fixed, self.moving = level.fixed, level.moving
+class BoundDescent:
+    """The update of `Descent` at a level; after a call, `energy`, (b,), is the energy at its argument."""
+
+    def __init__(self, settings: Descent, level: Level, transformation: Transformation) -> None:
+        self.settings, self.transformation, self.level = settings, transformation, level
+        self.terms = settings.energy
+        self.parts = [term.on(level) for term in self.terms]
+        self.roughness = Diffusion(weight=settings.regularity).on(level)
         self.energy: Tensor | None = None
-        self._least: Tensor | None = None
+        self._least: dict[int, Tensor] = {}
 
     def __call__(self, z: Float[Tensor, "b d ..."]) -> Float[Tensor, "b d ..."]:
         """One plain step; differentiable in z and in the features."""
         return z + self.transformation.smooth(self.direction(z), self.settings.sigma)
 
+    @property
+    def scale(self) -> Float[Tensor, " b"]:
+        """What the distance of the features is divided by."""
+        return self._matched.scale
+
+    @scale.setter
+    def scale(self, scale: Float[Tensor, " b"]) -> None:
+        self._matched.scale = scale
+
+    @property
+    def _matched(self) -> Matched:
+        part = self.parts[0]
+        assert isinstance(part, Matched)
+        return part
+
     def direction(self, z: Tensor) -> Tensor:
         """Minus the gradient of the energy with respect to the parameters, before smoothing."""
-        return -self.transformation.gradient(z, self.fixed.shape[2:], self.slope)
+        return -self.transformation.gradient(z, self.level.size, self.slope)
 
-    @abstractmethod
     def slope(self, u: Tensor) -> Tensor:
         """Gradient of the energy with respect to the displacement; keeps the energy."""
+        value, slope = self.parts[0].slope(u)
+        return self._total(u, value, self.quiet(slope))
 
-    @abstractmethod
-    def plain(self, fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy (b,) and slope of these features, as they come."""
+    def _total(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        """The weighted sum of all terms' slopes, given energy and slope of the first; keeps the sum of energies."""
+        first, voxels = self.terms[0].weight, prod(u.shape[2:])
+        energy, total = first * value.detach(), slope if first == 1 else first * slope
+        for i in range(1, len(self.parts)):
+            value, slope = self.parts[i].slope(u)
+            weight = self.terms[i].weight
+            energy = energy + weight * value.detach()
+            total = total + weight * (self.quiet(slope, i) if self.terms[i].compares else slope)
+        if self.settings.normalise:
+            energy = energy * voxels
+        else:
+            half = u.new_tensor([(extent - 1) / 2 for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
+            total = total / voxels * half**2  # once for the gradient, once for the step
+        if (weight := self.settings.regularity) > 0:
+            value, slope = self.roughness.slope(u)
+            energy, total = energy + weight * voxels * value.detach(), total + weight * slope
+        self.energy = energy
+        return total
 
-    def quiet(self, slope: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
+    def quiet(self, slope: Float[Tensor, "b d *s"], part: int = 0) -> Float[Tensor, "b d *s"]:
         """The slope, but zero for a sample where images that agree have as large a one: that is no direction.
 
         The fixed features beside themselves have a slope of rounding, and, where a similarity counts windows of little
         contrast as uncorrelated, one towards more contrast. Solvers that divide by the gradient's size would
         follow it all the same. A slope that is differentiated stays as it is.
         """
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not self.terms[part].compares:
             return slope
-        if self._least is None:
-            agreed = self.plain(self.fixed, self.fixed, torch.zeros_like(slope))[1]
-            self._least = AGREED * norm(agreed)
+        if part not in self._least:
+            agreed = self.terms[part].on(self.level.agreeing).slope(torch.zeros_like(slope))[1]
+            self._least[part] = AGREED * norm(agreed)
         # so written that NaN stays NaN
-        return torch.where(spread(norm(slope) <= self._least, slope), 0, slope)
-
-    def _with_roughness(self, u: Tensor, energy: Tensor, slope: Tensor) -> Tensor:
-        """Adds the regulariser to the slope, and keeps the energy for the stop rule."""
-        if self.settings.regularity > 0:
-            roughness, pull = diffusion_slope(u)
-            energy = energy + self.settings.regularity * roughness.detach()
-            slope = slope + self.settings.regularity * pull
-        self.energy = energy
-        return slope
-
-
-class BoundDescent(BoundUpdate):
-    """The update of `Descent` for two feature maps."""
-
-    def __init__(self, settings: Descent, level: Level, transformation: Transformation) -> None:
-        super().__init__(settings, level, transformation)
-        self.normalise, self.scale = settings.normalise, _scale(level.fixed, settings.normalise)
-
-    def slope(self, u: Tensor) -> Tensor:
-        """Gradient of the energy with respect to the displacement."""
-        value, slope = self.plain(self.fixed, self.moving, u)
-        return self._regularise(u, value, self.quiet(slope))
-
-    def plain(self, fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy and slope of `ops.match`."""
-        return match(fixed, moving, u)
-
-    def _regularise(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        """Scales energy and slope, adds those of the regulariser, and keeps the energy for the stop rule."""
-        slope = slope / spread(self.scale, u)
-        if not self.normalise:
-            half = u.new_tensor([(extent - 1) / 2 for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
-            slope = slope * half**2  # once for the gradient, once for the step
-        return self._with_roughness(u, value.detach() / self.scale.detach(), slope)
-
-
-def diffusion_slope(u: Float[Tensor, "b d *s"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b d *s"]]:
-    """R(u) = Σ_x Σ_ij (∂_i u_j)², forward differences, and its gradient -2 Δu with Neumann borders."""
-    energy, slope = u.new_zeros(len(u)), torch.zeros_like(u)
-    for axis in range(2, u.ndim):
-        step = u.diff(dim=axis)
-        energy = energy + step.square().flatten(1).sum(1)
-        edge = torch.zeros_like(u.narrow(axis, 0, 1))
-        slope = slope - 2 * torch.cat((edge, step, edge), axis).diff(dim=axis)
-    return energy, slope
-
-
-def _scale(fixed: Tensor, normalise: bool) -> Tensor:
-    """What the energy is divided by, (b,)."""
-    flat = fixed.flatten(2)
-    if not normalise:
-        return torch.full((len(fixed),), float(flat.shape[2]), dtype=flat.dtype, device=flat.device)
-    variance = flat.var(dim=2).mean(1)
-    return torch.where(variance > 0, variance, torch.ones_like(variance))
+        return torch.where(spread(norm(slope) <= self._least[part], slope), 0, slope)

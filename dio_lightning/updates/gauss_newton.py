@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dio_lightning.implicit.batch import spread
 from dio_lightning.level import Level
+from dio_lightning.losses import FeatureDistance
 from dio_lightning.ops import match, match_blocks
 from dio_lightning.transformations import Transformation
 from dio_lightning.updates.descent import BoundDescent, Descent
@@ -19,6 +20,7 @@ class GaussNewton(Descent):
 
     The block is held constant when f is differentiated (the Gauss-Newton form of the implicit gradient). A step is in
     voxels whatever the scale of the features, so Picard is its solver. It needs a sixth of Adam's iterations.
+    The blocks are those of the feature distance, the slope is that of all terms: strong ones need a solver with a rate.
 
     Args:
         damping: λ, relative to the variance of the fixed features (times 2, as H is).
@@ -32,8 +34,10 @@ class GaussNewton(Descent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.normalise:
+        if not self.normalise or (isinstance(self.distance, FeatureDistance) and not self.distance.normalise):
             raise ValueError("GaussNewton has no scale to leave out: normalise must be true, False is for Descent")
+        if self.distance is not None and not isinstance(self.distance, FeatureDistance):
+            raise ValueError(f"GaussNewton takes its blocks from FeatureDistance, not {type(self.distance).__name__}")
         if self.damping <= 0 or self.residual_damping < 0 or self.max_step <= 0:
             raise ValueError(
                 f"damping is {self.damping}, residual_damping {self.residual_damping}, max_step {self.max_step}: "
@@ -60,12 +64,14 @@ class BoundGaussNewton(BoundDescent):
 
     def direction(self, z: Tensor) -> Tensor:
         """The damped Gauss-Newton step, before smoothing."""
-        value, slope, block, residual = match_blocks(self.fixed, self.moving, z)
+        part = self._matched
+        value, slope, block, residual = match_blocks(part.fixed, part.moving, z)
         if torch.is_grad_enabled():
-            value, slope = match(self.fixed, self.moving, z)
+            value, slope = match(part.fixed, part.moving, z)
         settings, scale = self.settings, spread(self.scale.detach(), z)
         damping = settings.damping * 2 + settings.residual_damping * residual / scale
-        step = -solve_blocks(block / scale, damping, self._regularise(z, value, slope))
+        block = block / scale * self.terms[0].weight
+        step = -solve_blocks(block, damping, self._total(z, *part.scaled(value, slope)))
         length = step.detach().square().sum(1, keepdim=True).sqrt()
         return step * (settings.max_step / length.clamp(min=settings.max_step))
 

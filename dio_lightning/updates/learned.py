@@ -44,7 +44,7 @@ class LearnedStep(nn.Module, UpdateRule):
             ValueError: if the transformation's parameters are no field.
         """
         fixed, moving = level.fixed, level.moving
-        if transformation.initial(fixed).shape[2:] != fixed.shape[2:]:
+        if not transformation.dense:
             raise ValueError(f"a network proposes a field, {type(transformation).__name__} has no field to step on")
 
         def update(z: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dio_lightning.fields import warp
 from dio_lightning.implicit.batch import norm, spread
+from dio_lightning.losses import slope_of
 from dio_lightning.updates.learned import LearnedStep
 
 
@@ -24,13 +25,8 @@ def similarity_slope(
     its root mean square. Where gradients are enabled and u has one, the slope can be differentiated; where they are
     not, in inference mode too, it is computed all the same.
     """
-    images = fixed, moving
-    record = torch.is_grad_enabled() and any(x.requires_grad for x in (u, *images))
-    with torch.inference_mode(False), torch.enable_grad():
-        fixed, moving = (x.clone() if x.is_inference() else x for x in images)
-        at = u if record and u.requires_grad else u.detach().clone().requires_grad_()
-        (slope,) = torch.autograd.grad(similarity(warp(moving, at), fixed), at, create_graph=record)
-    slope = slope * len(u) * prod(u.shape[2:])
+    _, slope = slope_of(lambda at, fixed, moving: similarity(warp(moving, at), fixed), u, fixed, moving)
+    slope = slope * len(u)
     if not normalise:
         return slope
     root = norm(slope) / prod(slope.shape[1:]) ** 0.5

@@ -1,11 +1,28 @@
-"""Curves of several methods in one row of panels."""
+"""How records are shown: Markdown tables, CSV, and curves in a row of panels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from dio_lightning.scores.rows import to_csv as rows_to_csv
+from dio_lightning.scores.table import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Value = str | float | int | None
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table without a last line end: its first column to the left, the others to the right."""
+    return Table(headings, [[Cell(cell) for cell in row] for row in rows], right=True).markdown().rstrip("\n")
+
+
+def to_csv(rows: Sequence[Mapping[str, Value]]) -> str:
+    """Rows as CSV, columns in the order in which they come; what a row lacks or has as None is empty."""
+    return rows_to_csv(rows, list(dict.fromkeys(name for row in rows for name in row)))
 
 
 @dataclass(frozen=True)
@@ -35,8 +52,10 @@ class Panel:
     """Below it a symlog scale is linear."""
 
 
-def draw(panels: Sequence[Panel]) -> Figure:
+def draw(*panels: Panel) -> "Figure":
     """The panels side by side, x logarithmic, one legend."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
@@ -54,7 +73,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def _line(axis: Axes, line: Line, colour: str, style: str) -> None:
+def _line(axis: "Axes", line: Line, colour: str, style: str) -> None:
     if len(line.x) == 1:
         axis.axhline(line.y[0], color=colour, linestyle=(0, (5, 3)), linewidth=1, label=line.name)
         if line.x[0] > 0:

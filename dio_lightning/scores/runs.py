@@ -3,29 +3,23 @@
 import csv
 import json
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
-from dio_lightning.callbacks.report import IDENTITY, IDS, SUFFIX, scores_of
-
-PairId = tuple[str, str]
-"""fixed_id, moving_id."""
-Values = dict[PairId, float]
-"""One score of every pair; NaN where there is no number."""
-
-DEFORMING = ("folds", "sdlogj", "std_logj", "seconds", "peak_mb", "steps", "converged", "residual")
-"""What means nothing where nothing was deformed."""
+from dio_lightning.scores.rows import IDS, PairId, Values, scores_of
+from dio_lightning.scores.score import SUFFIX
+from dio_lightning.scores.summary import over_seeds
+from dio_lightning.scores.vocabulary import look_up
 
 
 @dataclass(frozen=True)
 class Run:
     """A folder that `dio-lightning test` wrote: its scores by pair and by name, its data's name, and what was run.
 
-    The last two are empty where they are not known.
+    The last are empty where no file says them; `units` are those that are others than the vocabulary's.
     """
 
     name: str
@@ -33,6 +27,7 @@ class Run:
     scores: Mapping[PairId, Mapping[str, float]]
     data: str
     method: str = ""
+    units: Mapping[str, str] = field(default_factory=dict)
 
     def values(self, score: str) -> Values:
         """One score of every pair."""
@@ -48,10 +43,9 @@ class Method:
 
     def values(self, score: str) -> Values:
         """One score of every pair, the mean over seeds; NaN where a seed has none, and where nothing was deformed."""
-        if score in DEFORMING and self.still:
+        if not look_up(score).needs and self.still:
             return dict.fromkeys(self.pairs, math.nan)
-        seeds = [run.values(score) for run in self.runs]
-        return {pair: statistics.fmean(seed[pair] for seed in seeds) for pair in self.pairs}
+        return over_seeds([run.values(score) for run in self.runs])
 
     @property
     def pairs(self) -> list[PairId]:
@@ -62,11 +56,11 @@ class Method:
     def still(self) -> bool:
         """Whether this is the row without registration: every score equals that of u = 0."""
         both = [
-            (row[name.removesuffix("_identity")], row[name])
+            (row[name.removesuffix(SUFFIX)], row[name])
             for run in self.runs
             for row in run.scores.values()
-            for name in IDENTITY
-            if name in row and name.removesuffix("_identity") in row
+            for name in _of_identity(row)
+            if name.removesuffix(SUFFIX) in row
         ]
         return bool(both) and all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in both)
 
@@ -122,13 +116,32 @@ def read_run(name: str, folder: Path) -> Run:
             scores[pair] = {key: _number(path, key, row[key]) for key in row if key and key not in IDS}
     if not scores:
         raise ValueError(f"{path} has no pairs")
-    return Run(name, folder, scores, _data(folder), _method(folder))
+    return Run(name, folder, scores, _data(folder), *_about(folder))
 
 
 def present(methods: Sequence[Method]) -> list[str]:
     """Names of the scores that at least one run has."""
     rows = [row for method in methods for run in method.runs for row in run.scores.values()]
     return [name for name in scores_of(rows) if not name.endswith(SUFFIX)]
+
+
+def _of_identity(row: Iterable[str]) -> list[str]:
+    """Names of the scores of u = 0."""
+    return [name for name in row if name.endswith(SUFFIX)]
+
+
+def unit_of(methods: Sequence[Method], score: str) -> str | None:
+    """The unit of a score in all runs that have it, None for the vocabulary's.
+
+    Raises:
+        ValueError: two runs have it in two units.
+    """
+    runs = [run for method in methods for run in method.runs if any(score in row for row in run.scores.values())]
+    for run in runs:
+        if run.units.get(score) != runs[0].units.get(score):
+            units = [one.units.get(score, look_up(score).unit) for one in (runs[0], run)]
+            raise ValueError(f"{score} is in {units[0]} in {runs[0].folder} and in {units[1]} in {run.folder}")
+    return runs[0].units.get(score) if runs else None
 
 
 def _split(text: str) -> tuple[str, Path, bool]:
@@ -166,14 +179,15 @@ def _data(folder: Path) -> str:
     return Path(str(root)).name if root else str(data.get("class_path", "")).rpartition(".")[2]
 
 
-def _method(folder: Path) -> str:
-    """What summary.json says was run: the module's title, and what was changed in it at test time."""
+def _about(folder: Path) -> tuple[str, dict[str, str]]:
+    """What summary.json says was run, the module's title and what was changed in it at test time, and its units."""
     path = folder / "summary.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError:
         raise ValueError(f"{path} is not JSON") from None
-    return str(content.get("method", "")) if isinstance(content, dict) else ""
+    content = content if isinstance(content, dict) else {}
+    return str(content.get("method", "")), dict(content.get("units") or {})
 
 
 def _check_pairs(run: Run, first: Run) -> None:
@@ -190,13 +204,13 @@ def _check_pairs(run: Run, first: Run) -> None:
 def _check_identity(run: Run, first: Run) -> None:
     """The scores of u = 0 depend on the data and on how they are scored, never on the method."""
     for pair, row in run.scores.items():
-        for name in (name for name in IDENTITY if name in row and name in first.scores[pair]):
-            here, there = row[name], first.scores[pair][name]
-            same = math.isclose(here, there, rel_tol=1e-3, abs_tol=1e-6)
-            if not same and not (math.isnan(here) and math.isnan(there)):
+        for name in (name for name in _of_identity(row) if name in first.scores[pair]):
+            own, other = row[name], first.scores[pair][name]
+            same = math.isclose(own, other, rel_tol=1e-3, abs_tol=1e-6)
+            if not same and not (math.isnan(own) and math.isnan(other)):
                 raise ValueError(
-                    f"run {run.name!r} ({run.folder}) has {name} {here:.4g} for {_pair(pair)} and run {first.name!r} "
-                    f"({first.folder}) {there:.4g}: not the same data, or not scored alike"
+                    f"run {run.name!r} ({run.folder}) has {name} {own:.4g} for {_pair(pair)} and run {first.name!r} "
+                    f"({first.folder}) {other:.4g}: not the same data, or not scored alike"
                 )
 
 

@@ -10,10 +10,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule
 
-from dio_lightning.callbacks.pair_scores import ScoreOptions
 from dio_lightning.experiment import prepare
-from dio_lightning.studies.comparison_statistics import unit
-from dio_lightning.studies.loading import PairId
+from dio_lightning.loaded import PairId
+from dio_lightning.scores.registered import ScoreOptions
+from dio_lightning.scores.summary import unit
 from dio_lightning.usage import explained
 
 KEYS = ("domains", "reference", "subject", "scores")
@@ -33,8 +33,8 @@ class Domain:
         """The folder of the data, relative to the root that was given."""
         return Path(self.section["init_args"]["root"])
 
-    def there(self) -> bool:
-        """Whether its folder is."""
+    def exists(self) -> bool:
+        """Whether its folder does."""
         return (self.root / self.place).is_dir()
 
     def build(self) -> LightningDataModule:
@@ -66,14 +66,28 @@ class Plan:
     subject: str | None = None
     scores: ScoreOptions = field(default_factory=lambda: ScoreOptions(surface=False))
 
+    def present(self) -> tuple[list[Domain], list[Domain]]:
+        """Domains whose data are there, and those whose are not.
+
+        Raises:
+            FileNotFoundError: the reference's are not.
+        """
+        present = [domain for domain in self.domains if domain.exists()]
+        missing = [domain for domain in self.domains if not domain.exists()]
+        for domain in missing:
+            if domain.name == self.reference:
+                place = domain.root / domain.place
+                raise FileNotFoundError(f"{place} does not exist: expected the reference domain {domain.name!r}")
+        return present, missing
+
     def people(self, pair: PairId) -> PairId:
         """The subjects of a pair, or of a pair of slices: what `subject` finds in their ids, else the ids."""
         fixed, moving = unit(pair)
         return self._person(fixed), self._person(moving)
 
     def _person(self, name: str) -> str:
-        found = re.search(self.subject, name) if self.subject is not None else None
-        return found[found.re.groups and 1] if found else name
+        match = re.search(self.subject, name) if self.subject is not None else None
+        return match[match.re.groups and 1] if match else name
 
 
 def read_plan(path: Path, root: Path, surface: bool = False) -> Plan:
@@ -103,16 +117,16 @@ def read_plan(path: Path, root: Path, surface: bool = False) -> Plan:
     reference = str(content.get("reference", domains[0].name))
     if reference not in [domain.name for domain in domains]:
         raise ValueError(f"{path}: the reference {reference!r} is none of the domains")
-    scores, known = content.get("scores") or {}, {f.name for f in fields(ScoreOptions)}
-    if not isinstance(scores, dict) or not set(scores) <= known:
-        raise ValueError(f"{path}: scores is {scores}, expected a mapping with some of {', '.join(sorted(known))}")
+    scores, options = content.get("scores") or {}, {f.name for f in fields(ScoreOptions)}
+    if not isinstance(scores, dict) or not set(scores) <= options:
+        raise ValueError(f"{path}: scores is {scores}, expected a mapping with some of {', '.join(sorted(options))}")
     subject = content.get("subject")
     try:
         re.compile(subject or "")
     except (re.error, TypeError):
         raise ValueError(f"{path}: subject is {subject!r}, expected a regular expression") from None
-    options: dict[str, Any] = {"surface": surface} | scores
-    return Plan(domains, reference, subject, ScoreOptions(**options))
+    chosen: dict[str, Any] = {"surface": surface} | scores
+    return Plan(domains, reference, subject, ScoreOptions(**chosen))
 
 
 def _domain(path: Path, name: str, section: object, root: Path) -> Domain:

@@ -1,15 +1,14 @@
 """Paired significance of scores: Wilcoxon's test on independent units as far as ids tell, and Holm's correction."""
 
 import math
-import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from dio_lightning.studies.comparison_runs import PairId, Values
+from dio_lightning.scores.rows import PairId
+from dio_lightning.scores.summary import per_unit
 
 EXACT = 50
 """Most differences whose null distribution is counted out."""
@@ -30,25 +29,6 @@ class Comparison:
     difference: float
     direction: int
     p: float
-
-
-def unit(pair: PairId) -> PairId:
-    """The subject pair that a slice pair belongs to; a pair of whole images is its own.
-
-    The ids of slices end in the index, the same one in both (`_s040`).
-    """
-    found = [re.fullmatch(r"(.+)_s(\d{3,})", name) for name in pair]
-    if found[0] and found[1] and found[0][2] == found[1][2]:
-        return found[0][1], found[1][1]
-    return pair
-
-
-def per_unit(values: Mapping[PairId, float]) -> Values:
-    """Means over the slices of each subject pair; slices without a number are left out, units of such alone are NaN."""
-    groups: dict[PairId, list[float]] = {}
-    for pair, value in values.items():
-        groups.setdefault(unit(pair), []).extend([value] if math.isfinite(value) else [])
-    return {name: statistics.fmean(group) if group else math.nan for name, group in groups.items()}
 
 
 def paired(ours: Mapping[PairId, float], theirs: Mapping[PairId, float]) -> Comparison:

@@ -9,13 +9,11 @@ from pathlib import Path
 from lightning.pytorch import LightningDataModule
 
 from dio_lightning.api import build
-from dio_lightning.callbacks.pair_scores import ScoreOptions
 from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
-
-PairId = tuple[str, str]
-"""fixed_id, moving_id."""
+from dio_lightning.scores.registered import ScoreOptions
+from dio_lightning.scores.rows import PairId
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,8 @@ class Loaded:
     module: RegistrationModule
     data: LightningDataModule
     scores: ScoreOptions
+    given: str = ""
+    """What it was loaded by."""
 
     def batches(self, limit: int | None = None) -> Iterator[tuple[list[PairId], Pair]]:
         """Test batches on the module's device with the ids of their pairs, `limit` pairs at most.
@@ -85,7 +85,7 @@ def load(text: str, options: Sequence[str] = (), ready: bool = True) -> Loaded:
     if ready:
         built.data.prepare_data()
         built.data.setup("test")
-    return Loaded(name or module.title, path, module, built.data, scores.test_options)
+    return Loaded(name or module.title, path, module, built.data, scores.test_options, text)
 
 
 def _split(text: str) -> tuple[str, Path]:
