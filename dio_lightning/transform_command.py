@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dio_lightning.errors import fail
 from dio_lightning.headers import Header, read_header
 from dio_lightning.usage import CommandParser, nearest
@@ -29,6 +31,8 @@ listed is applied first to points of the fixed image: a list for antsApplyTransf
 `dio-lightning transform apply --help` lists the options of apply, and so for the others.
 """
 COMMANDS = ("apply", "invert", "compose", "convert")
+FEW = 64
+"""Different integers of a label map, at most."""
 MISSED = 0.01
 """Millimetres by which a point may miss its origin before that is said."""
 
@@ -51,7 +55,8 @@ def _apply(argv: Sequence[str]) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help=file)
     listed = "the first is applied first to points of the fixed image"
     parser.add_argument("--transforms", nargs="+", required=True, metavar="FILE", help=listed)
-    parser.add_argument("--mode", choices=("linear", "nearest"), default="linear", help="nearest for label maps")
+    mode = "nearest for label maps (default: linear)"
+    parser.add_argument("--mode", choices=("linear", "nearest"), help=mode)
     outside = "value beside the moving image (default: 0, or its smallest if that is negative)"
     parser.add_argument("--outside", type=float, help=outside)
     whose = "whose points they are; they go to the other image"
@@ -80,7 +85,9 @@ def _apply_to_image(options: argparse.Namespace) -> None:
         raise ValueError(f"{options.out} has another ending than .nii.gz or .nii, in which images are written")
     moving, fixed = _header(options.file), _header(options.fixed)
     chain = _chain(options.transforms, fixed, moving if options.moving is None else _header(options.moving))
-    warped = warp_image(moving, chain, ImageGrid.of(fixed), options.mode, options.outside)
+    if options.mode is None and _like_labels(moving):
+        _warn(f"{options.file} looks like a label map and is interpolated linearly: --mode nearest keeps its labels")
+    warped = warp_image(moving, chain, ImageGrid.of(fixed), options.mode or "linear", options.outside)
     warped = warped.reshape(*warped.shape, *[1] * (3 - warped.ndim))
     save_volume(options.out, warped, fixed.affine, moving.scale)
     print(f"wrote {options.out}")
@@ -112,7 +119,7 @@ def _apply_to_points(options: argparse.Namespace) -> None:
     wrong = int((moved.missed > MISSED).sum())
     if wrong:
         worst = f"they are off by up to {moved.missed.max():.3g} mm"
-        sys.stderr.write(f"dio-lightning: warning: {wrong} of {len(world)} points have no origin: {worst}\n")
+        _warn(f"{wrong} of {len(world)} points have no origin: {worst}")
     file.write(options.out, from_world(moved.points, coordinates, grids[other], file.values.shape[1]))
     print(f"wrote {options.out}: {len(world)} points of the {options.points_of} image in the {other} one")
 
@@ -157,6 +164,17 @@ def _parser(name: str, description: str) -> CommandParser:
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     return parser
+
+
+def _like_labels(header: Header) -> bool:
+    """Whether an image has few different integers, as no scan has."""
+    if header.dtype.kind not in "iu" or header.scale != (1.0, 0.0):
+        return False
+    return len(np.unique(header.values())) <= FEW
+
+
+def _warn(sentence: str) -> None:
+    sys.stderr.write(f"dio-lightning: warning: {sentence}\n")
 
 
 def _header(path: Path) -> Header:

@@ -11,6 +11,7 @@ import torch
 from transform_worlds import FLIP, affine_of, random_points, smooth_field, turned
 
 from dio_lightning.cli import main
+from dio_lightning.headers import read_header
 from dio_lightning.transforms import Chain, Field, ImageGrid, read_transform, write_transform
 
 FIXED = ImageGrid((12, 9, 8), affine_of(3, 1))
@@ -208,6 +209,63 @@ def test_points_without_origin_are_told(folder, capsys):
     text = capsys.readouterr()
     assert "2 points of the moving image in the fixed one" in text.out
     assert "warning: 1 of 2 points have no origin: they are off by up to 5 mm" in text.err
+
+
+def test_labels_that_would_be_interpolated_are_told(folder, capsys):
+    labels = nib.Nifti1Image(np.random.default_rng(0).integers(0, 9, MOVING.size).astype(np.uint8), MOVING.affine)
+    nib.save(labels, "labels.nii.gz")
+    line = "apply labels.nii.gz --transforms warp.h5 --fixed fixed.nii.gz --out"
+    run(f"{line} one.nii.gz")
+    assert "looks like a label map" in capsys.readouterr().err
+    run(f"{line} two.nii.gz --mode nearest")
+    run("apply moving.nii.gz --transforms warp.h5 --fixed fixed.nii.gz --out three.nii.gz")
+    assert not capsys.readouterr().err
+
+
+def test_planes_go_through_the_command_too(folder):
+    fixed, moving = ImageGrid((14, 12), affine_of(2)), ImageGrid((11, 13), affine_of(2, -1, 1.2))
+    image("fixed2.nii.gz", fixed)
+    image("moving2.nii.gz", moving)
+    chain = Chain([smooth_field(fixed), turned(0.05, (1.0, -2.0), 2)])
+    write_transform(folder / "plane.h5", chain)
+    run("apply moving2.nii.gz --transforms plane.h5 --fixed fixed2.nii.gz --out out.nii.gz --mode linear")
+    volumes = (sitk.ReadImage(name, sitk.sitkFloat64) for name in ("moving2.nii.gz", "fixed2.nii.gz"))
+    values, target = volumes
+    theirs = sitk.Resample(values, target, sitk.ReadTransform("plane.h5"), sitk.sitkLinear, 0.0)
+    ours = np.asarray(nib.load("out.nii.gz").dataobj).squeeze()
+    assert (ours > 0).mean() > 0.3
+    assert (np.abs(ours - sitk.GetArrayFromImage(theirs).T) > 0.51).mean() < 0.02
+
+
+def test_a_folder_that_may_not_be_written_is_one_sentence(folder, capsys, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied", "out.tfm")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", denied)
+    assert "out.tfm: Permission denied" in refused("convert affine.mat --out out.tfm", capsys)
+
+
+@pytest.mark.real
+def test_two_heads_are_warped_as_simpleitk_warps_them(tmp_path, monkeypatch, data_root):
+    """Issue 12.1: the composite reproduces our warped image, and its labels ride along."""
+    monkeypatch.chdir(tmp_path)
+    brains = data_root / "brain_real"
+    fixed = read_header(brains / "mni152_2mm.nii.gz")
+    write_transform(tmp_path / "warp.h5", Chain([smooth_field(ImageGrid.of(fixed), 6.0), turned(0.1)]))
+    transform, target = sitk.ReadTransform("warp.h5"), sitk.ReadImage(fixed.path, sitk.sitkFloat64)
+    for name, mode, how in (
+        ("colin27_2mm", "linear", sitk.sitkLinear),
+        ("colin27_2mm_aal", "nearest", sitk.sitkNearestNeighbor),
+    ):
+        path = brains / f"{name}.nii.gz"
+        run(f"apply {path} --transforms warp.h5 --fixed {fixed.path} --out {name}.nii.gz --mode {mode}")
+        ours = sitk.GetArrayFromImage(sitk.ReadImage(f"{name}.nii.gz", sitk.sitkFloat64))
+        theirs = sitk.GetArrayFromImage(sitk.Resample(sitk.ReadImage(path, sitk.sitkFloat64), target, transform, how))
+        assert theirs.max() > 50
+        if mode == "linear":
+            assert np.abs(ours - theirs).mean() < 0.005 * theirs.max()
+        else:
+            assert (ours != theirs).mean() < 1e-4
 
 
 def test_help_shows_examples_first(capsys):
