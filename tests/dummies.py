@@ -28,6 +28,7 @@ class House:
 
     def add(self, file: str, text: str) -> None:
         """A new file, or more at the end of one."""
+        (self.root / file).parent.mkdir(parents=True, exist_ok=True)
         with open(self.root / file, "a", encoding="utf-8") as opened:
             opened.write(text)
         self.touched.add(file)
