@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dio_lightning.fields import warp
 from dio_lightning.fields.worlds import transport
-from dio_lightning.files import replacing
 from dio_lightning.headers import Header, Unreadable, read_header
 from dio_lightning.pair import Pair
 from dio_lightning.volume_files import as_stored

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.io import loadmat, savemat
@@ -18,6 +19,8 @@ from dio_lightning.volume_files import save_volume
 HEAD = "#Insight Transform File V1.0"
 ORTHONORMAL = 1e-4
 """Share of an edge by which the axes of an image of ITK may miss a right angle."""
+DAMAGED = (OSError, KeyError, TypeError, RuntimeError, ValueError, AttributeError, OverflowError, MemoryError)
+"""What h5py raises for a file that is none, or damaged."""
 _NAME = re.compile(r"(\w+?)_(?:double|float)_([23])_([23])")
 
 
@@ -32,7 +35,7 @@ def read_h5(path: Path) -> Chain:
     listed = []
     try:
         with h5py.File(path, "r") as file:
-            groups = file["TransformGroup"]
+            groups: Any = file["TransformGroup"]
             for key in sorted(groups, key=int):
                 name = bytes(groups[key]["TransformType"][0]).decode("ascii")
                 # ITK before version 5 forgot a letter
@@ -44,7 +47,7 @@ def read_h5(path: Path) -> Chain:
                     )
                 ]
                 listed.append(_numbers(name, *lists))
-    except (OSError, KeyError, TypeError, RuntimeError, UnicodeDecodeError, ValueError, AttributeError) as error:
+    except DAMAGED as error:
         raise ValueError(f"cannot be read as ITK's HDF5 ({_first_line(error)})") from error
     return chain_of(listed)
 
