@@ -34,17 +34,17 @@ class Loaded:
         Raises:
             ValueError: if a pair has no labels.
         """
-        seen = 0
+        read = 0
         for batch in self.data.test_dataloader():
-            count = len(batch["fixed"]) if limit is None else min(len(batch["fixed"]), limit - seen)
+            count = len(batch["fixed"]) if limit is None else min(len(batch["fixed"]), limit - read)
             if count == 0:
                 return
             batch = {key: value[:count] for key, value in batch.items()}
-            names = [batch.get(key, [str(seen + i) for i in range(count)]) for key in ("fixed_id", "moving_id")]
+            names = [batch.get(key, [str(read + i) for i in range(count)]) for key in ("fixed_id", "moving_id")]
             ids = [(str(fixed), str(moving)) for fixed, moving in zip(*names, strict=True)]
             if "fixed_label" not in batch or "moving_label" not in batch:
                 raise ValueError(f"the test pair (fixed {ids[0][0]}, moving {ids[0][1]}) has no labels to score it by")
-            seen += count
+            read += count
             yield ids, self.data.transfer_batch_to_device(batch, self.module.device, 0)
 
 
@@ -54,11 +54,11 @@ def load_all(weights: Sequence[str], options: Sequence[str], ready: bool = True)
     Raises:
         FileNotFoundError, ValueError: as `load`, or if weights are given twice.
     """
-    seen: set[tuple[str, str]] = set()
+    given: set[tuple[str, str]] = set()
     for name, path in map(_split, weights):
-        if (name, str(path.resolve())) in seen:
+        if (name, str(path.resolve())) in given:
             raise ValueError(f"{path} is given twice{f' as a seed of {name!r}' if name else ''}")
-        seen.add((name, str(path.resolve())))
+        given.add((name, str(path.resolve())))
     return [load(text, options, ready) for text in weights]
 
 

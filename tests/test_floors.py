@@ -60,10 +60,7 @@ LONG = {"kernel", "backward", "_compile_forward"}
 SAY_NOTHING = {"found", "known", "seen", "told", "there"}
 UNNAMED = tuple(
     f"dio_lightning/{place}"
-    for place in (
-        *("callbacks/pair_scores", "callbacks/report", "callbacks/scores", "challenge/scores", "implicit/iterate"),
-        *("layers/", "level", "losses/", "metrics/", "modules/", "studies/", "transformations", "updates/"),
-    )
+    for place in (*("implicit/iterate", "layers/", "level", "losses/", "modules/", "transformations", "updates/"),)
 )
 """Where the words above still stand."""
 FILES = sorted([*ROOT.glob("dio_lightning/**/*.py"), *ROOT.glob("data_modules/**/*.py")])

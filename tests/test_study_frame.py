@@ -1,9 +1,11 @@
 """The frame of the studies: records are pooled as they should be, and a new study is a file and an entry."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
-from dummies import TINY, House
+from dummies import ROOT, TINY, House
 
 from dio_lightning.scores.records import NO_PAIR, Record, Records, of_batch
 from dio_lightning.studies.command import STUDIES, study_class
@@ -86,3 +88,22 @@ def test_every_study_of_the_registry_says_its_own_options(command, capsys, name)
         needed = ["--domains", "domains.yaml"] if name == "shift" else []
         command("study", name, "weights", "--out", "out", *needed, "--overwrit")
     assert "did you mean '--overwrite'?" in capsys.readouterr().err
+
+
+def test_studies_stay_small() -> None:
+    """Two files a study, and less than 2,000 lines for all of them and their frame."""
+    files = sorted((ROOT / "dio_lightning/studies").glob("*.py"))
+    assert sum(len(file.read_text().splitlines()) for file in files) < 2000
+    with_frame = {"__init__", "command", "study", "rendering", "watching", "equilibrium", "comparison"}
+    for name in STUDIES:
+        own = [file.stem for file in files if file.stem.startswith(name)]
+        assert name in own and len(own) <= (3 if name == "shift" else 1), own
+        with_frame |= set(own)
+    assert {file.stem for file in files} == with_frame
+
+
+def test_help_of_a_study_waits_for_no_torch() -> None:
+    code = "import sys; from dio_lightning.studies.command import STUDIES, study_class; [*map(study_class, STUDIES)]"
+    code += "; print([name for name in ('torch', 'lightning', 'matplotlib', 'monai') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

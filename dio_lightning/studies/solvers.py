@@ -81,10 +81,10 @@ class Solvers(PairStudy):
         for name, seed in records.weights:
             of: dict[str, Value] = {"solver": name, "weights": seed}
             for tolerance in TOLERANCES:
-                found = reached(records, name, tolerance, seed)
-                row: dict[str, Value] = {"tolerance": tolerance, "pairs": found.pairs, "reached": found.share}
-                row["evaluations"] = found.evaluations if math.isfinite(found.evaluations) else None
-                to_tolerance.append(of | row | {"dice": found.dice if found.share else None})
+                reach = reached(records, name, tolerance, seed)
+                row: dict[str, Value] = {"tolerance": tolerance, "pairs": reach.pairs, "reached": reach.share}
+                row["evaluations"] = reach.evaluations if math.isfinite(reach.evaluations) else None
+                to_tolerance.append(of | row | {"dice": reach.dice if reach.share else None})
             x, bands, dice = _curves(records, name, seed)
             pairs = len(records.traces(name, "residual", seed))
             for k, (low, middle, high) in zip(x, bands, strict=True):
@@ -127,11 +127,11 @@ class Solvers(PairStudy):
         label = "evaluations of f"
         return draw(Panel(label, "relative residual", residuals, "log"), Panel(label, "Dice", dices))
 
-    def _cell(self, found: "Reached") -> str:
-        if not found.share:
+    def _cell(self, reach: "Reached") -> str:
+        if not reach.share:
             return "–"
-        count = f"{found.evaluations:g}" if math.isfinite(found.evaluations) else f"> {self.max_steps}"
-        return f"{count} ({found.share:.0%}), {found.dice:.3f}"
+        count = f"{reach.evaluations:g}" if math.isfinite(reach.evaluations) else f"> {self.max_steps}"
+        return f"{count} ({reach.share:.0%}), {reach.dice:.3f}"
 
 
 def solvers(dampings: Sequence[float]) -> dict[str, "Solver"]:
