@@ -162,6 +162,8 @@ POINTS = "apply points.csv --transforms warp.h5"
         (f"{IMAGE} --out out.png", "out.png has another ending"),
         (f"{IMAGE} --out out.nii.gz --points-of fixed", "no file of points"),
         (f"{IMAGE} --out out.nii.gz --mode cubic", "invalid choice"),
+        (f"{IMAGE} --out out.nii.gz --outside nan", "cannot be nan"),
+        (f"{IMAGE} --out out.nii.gz --mode nearest --outside 1e6", "cannot be 1e+06"),
         ("apply moving.nii.gz --transforms warp.h5 --out out.nii.gz", "--fixed"),
         ("apply none.nii.gz --transforms warp.h5 --fixed fixed.nii.gz --out out.nii.gz", "none.nii.gz does not exist"),
         ("apply warp.h5 --transforms warp.h5 --fixed fixed.nii.gz --out out.nii.gz", "cannot be read"),

@@ -76,6 +76,17 @@ def test_scaled_files_are_interpolated_in_their_intensities_and_stored_as_they_w
     np.testing.assert_allclose((scaled * slope + intercept)[inside], plain[inside], atol=slope / 2 + 1e-4)
 
 
+def test_what_a_type_cannot_hold_beside_the_image_is_the_nearest_that_it_can(tmp_path):
+    """A scan stored from 1000 upwards has no 0; unless that is asked for, it is no error."""
+    image = nib.Nifti1Image(np.ones(MOVING.size, np.uint8), MOVING.affine)
+    image.header.set_slope_inter(2.0, 1000.0)
+    nib.save(image, tmp_path / "scaled.nii.gz")
+    header = read_header(tmp_path / "scaled.nii.gz")
+    assert set(np.unique(warp_image(header, chain_of(), FIXED))) == {0, 1}
+    with pytest.raises(ValueError, match="cannot be 0"):
+        warp_image(header, chain_of(), FIXED, outside=0.0)
+
+
 def test_points_go_forward_by_the_transform_and_back_by_its_inverse():
     """Issue 12: points of the fixed image lie in the moving one where `TransformPoint` puts them."""
     chain = chain_of()

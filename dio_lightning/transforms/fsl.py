@@ -82,8 +82,8 @@ def read_fnirt(file: Stored, moving: ImageGrid) -> Chain:
     coordinates = to_world(at, to_fsl(fixed))
     if float((v - coordinates).std()) < float(v.std()):  # FSL's own rule
         raise ValueError("looks like an absolute field of FSL, expected a relative one (convertwarp --relout)")
-    there = to_world(coordinates + v, np.linalg.inv(to_fsl(moving)))
-    return Chain([Field((there - at).float(), fixed.affine)])
+    sources = to_world(coordinates + v, np.linalg.inv(to_fsl(moving)))
+    return Chain([Field((sources - at).float(), fixed.affine)])
 
 
 def write_fnirt(path: Path, transform: Transform, fixed: ImageGrid, moving: ImageGrid) -> None:

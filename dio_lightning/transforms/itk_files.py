@@ -19,6 +19,8 @@ from dio_lightning.volume_files import save_volume
 HEAD = "#Insight Transform File V1.0"
 ORTHONORMAL = 1e-4
 """Share of an edge by which the axes of an image of ITK may miss a right angle."""
+DAMAGED = (OSError, KeyError, TypeError, RuntimeError, ValueError, AttributeError, OverflowError, MemoryError)
+"""What h5py raises for a file that is none, or damaged."""
 _NAME = re.compile(r"(\w+?)_(?:double|float)_([23])_([23])")
 
 
@@ -45,7 +47,7 @@ def read_h5(path: Path) -> Chain:
                     )
                 ]
                 listed.append(_numbers(name, *lists))
-    except (OSError, KeyError, TypeError, RuntimeError, UnicodeDecodeError, ValueError, AttributeError) as error:
+    except DAMAGED as error:
         raise ValueError(f"cannot be read as ITK's HDF5 ({_first_line(error)})") from error
     return chain_of(listed)
 

@@ -42,22 +42,21 @@ def warp_image(
 
     Raises:
         Unreadable: if the file holds no real numbers, or another dimension than the fixed grid.
-        ValueError: if no voxel of the fixed grid comes from the moving image.
+        ValueError: if no voxel of the fixed grid comes from the moving image, or its type cannot hold `outside`.
     """
     if moving.dtype.kind not in "iuf" or moving.dimension != len(fixed.size):
         what = f"holds {moving.dtype} in {moving.dimension} dimensions"
         raise Unreadable(moving.path, f"{what}, expected real numbers in {len(fixed.size)} as on the fixed grid")
-    there = transform.at(fixed)
+    positions = transform.at(fixed)
     source = ImageGrid.of(moving)
-    inside = source.contains(there)
+    inside = source.contains(positions)
     if not bool(inside.any()):
         raise ValueError(f"no voxel of the fixed grid comes from {moving.path}: the transform leads past it")
     values = moving.values()
-    if outside is None:
-        outside = min(0.0, float(np.nanmin(values))) if np.isfinite(values).any() else 0.0
+    outside = _outside(outside, values, moving)
     exact = mode == "nearest" and values.dtype.kind in "iu"
     image = torch.from_numpy(values.astype(np.int64 if exact else np.float64))
-    warped = sample(image[None, None], source.voxels(there)[None], mode)[0, 0]
+    warped = sample(image[None, None], source.voxels(positions)[None], mode)[0, 0]
     warped = torch.where(inside, warped, torch.full_like(warped, outside)).numpy()
     return warped.astype(moving.dtype.newbyteorder("=")) if exact else as_stored(warped, moving)
 
@@ -79,3 +78,18 @@ def warp_points(points: ArrayLike, transform: Transform, to: Literal["moving", "
     origins = transform.origins(given)
     missed = (transform.map(origins) - given).norm(dim=0)
     return Moved(as_rows(origins, d), missed.numpy())
+
+
+def _outside(wanted: float | None, values: NDArray, moving: Header) -> float:
+    """The value beside the image; the default is the nearest that its type can hold."""
+    usual = min(0.0, float(np.nanmin(values))) if np.isfinite(values).any() else 0.0
+    value = usual if wanted is None else wanted
+    if moving.dtype.kind == "f":
+        return value
+    limits, (slope, intercept) = np.iinfo(moving.dtype), moving.scale
+    raw = (value - intercept) / slope
+    if limits.min <= raw <= limits.max:
+        return value
+    if wanted is not None:
+        raise ValueError(f"{moving.path} holds {moving.dtype}, which cannot be {wanted:g} beside the image")
+    return float(np.clip(raw, limits.min, limits.max)) * slope + intercept
