@@ -236,7 +236,7 @@ def test_the_label_prompt_is_the_squared_distance_of_warped_masks(size, factor) 
         for k in both:
             masks = [(pair[name][i : i + 1] == k).double() for name in ("fixed_label", "moving_label")]
             f, m = (pool[len(size)](x, factor, ceil_mode=True, count_include_pad=False) for x in masks)
-            total[i] += (warp(m, u[i : i + 1]) - f).square().mean() / f.var() / len(both)
+            total[i] += (warp(m, u[i : i + 1]) - f).square().mean() / f.std()
     assert_close(LabelPrompt().value(level, u), total)
 
 

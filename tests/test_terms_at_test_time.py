@@ -33,9 +33,9 @@ SIZE = (48, 40)
 MODELS = [FreeForm(), Diffeomorphism(), StationaryVelocity(4), BSpline(3), Affine()]
 TERMS: list[Term] = [
     LNCC(5),
-    Bending(3.0),
+    Bending(1.0),
     TotalVariation(weight=5.0),
-    LabelPrompt([2]),
+    LabelPrompt([2], 5.0),
     LandmarkPrompt(),
 ]
 
@@ -50,7 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def module(model: Transformation, update: Descent) -> DIO:
     features = UNet(spatial_dims=2, channels=4, levels=(2, 1), widths=(8, 8), residual=True)
-    return DIO(features, OptimizerLayer([40, 30], update, Adam(0.2), model, stop=Never(), field_sigma=0.0))
+    return DIO(features, OptimizerLayer([25, 20], update, Adam(0.2), model, stop=Never(), field_sigma=0.0))
 
 
 def pair() -> Pair:

@@ -21,9 +21,10 @@ AT_ONCE = 4
 class LabelPrompt(Term):
     """Σ_k w_k mean_x (1_k[S_m](ϕ(x)) - 1_k[S_f](x))², 1_k[S] the mask of label k, linearly interpolated.
 
-    w_k is 1 / (K var 1_k[S_f]), the variance that of the fixed mask and K the labels that both maps of the sample have:
-    the prompt is `FeatureDistance` with masks for features, so that with a weight of 1 it weighs as much as the
-    features, and a small structure as much as a large one. At a coarse level a voxel has its block's share of a label.
+    w_k is 1 / σ_k, σ_k the standard deviation of the fixed mask over the voxels. With a weight of 1 the slope at the
+    border of a structure then outweighs that of the features, more so for a small one, while the energy of a small one
+    stays a small part of the sum, which the stop rule looks at. At a coarse level a voxel has its block's share of a
+    label.
 
     Args:
         labels: the labels to align; by default all but 0. One that a map of a sample lacks says nothing there.
@@ -75,9 +76,8 @@ class _Masks(Energy):
         def masks(chunk: Sequence[int]) -> tuple[Tensor, Tensor]:
             f, m = (level.seen(torch.cat([x == k for k in chunk], 1).to(dtype)) for x in (fixed, moving))
             has = f.new_tensor([[k in here for k in chunk] for here in present])
-            spread = f.flatten(2).var(dim=2)
-            count = f.new_tensor([len(here & set(labels)) for here in present])[:, None]
-            root = torch.where(spread > 0, has / (count * spread), 0).sqrt().view(*has.shape, *[1] * (f.ndim - 2))
+            spread = f.flatten(2).std(dim=2)
+            root = torch.where(spread > 0, has / spread, 0).sqrt().view(*has.shape, *[1] * (f.ndim - 2))
             return f * root, m * root
 
         coarse = level.size != tuple(fixed.shape[2:])
