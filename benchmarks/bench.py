@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from timing import Row, Stopwatch
 
-from dio_lightning.callbacks.files import write_atomic
+from dio_lightning.files import write_atomic
 
 FASTER = {"value and gradient: fused": 10.0, "feature adjoint: fused": 5.0}
 """Least ratio to the plain path."""

@@ -2,11 +2,11 @@
 
 from timing import Row, Size
 
+from dio_lightning.footprint import cost, images
 from dio_lightning.implicit import PhantomAdjoint
 from dio_lightning.losses import LNCC, Diffusion, Objective
 from dio_lightning.modules import DEQReg, RegistrationModule, VoxelMorph
 from dio_lightning.networks import VxmUNet
-from dio_lightning.studies.memory_point import cost, images
 from dio_lightning.updates import LearnedStep
 
 STEPS = "DEQReg, tensors alive in a training step"

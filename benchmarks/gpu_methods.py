@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from timing import Size, shifted_features
 from torch import Tensor
 
-from dio_lightning.callbacks.scores import peak_memory
+from dio_lightning.callbacks.cost import peak_memory
+from dio_lightning.footprint import cost
 from dio_lightning.modules import DIO, DEQReg, RegistrationModule
 from dio_lightning.ops import match_numba, match_reference
 from dio_lightning.pair import Pair
-from dio_lightning.studies.memory_point import cost
 
 METHODS = ("dio", "deqreg", "deqreg12", "unrolling", "gradirn", "riir", "voxelmorph")
 NAMES = {"brains": METHODS, "lab": (*METHODS, "voxelmorph_diffeomorphic")}

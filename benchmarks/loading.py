@@ -20,8 +20,8 @@ import torch
 from data_modules import Learn2Reg
 from data_modules.augment import Augmentation, Flip, RandomAffine, RandomIntensity
 from data_modules.layout import Layout, unique_cases
-from dio_lightning.callbacks.files import write_atomic
-from dio_lightning.callbacks.scores import peak_memory
+from dio_lightning.callbacks.cost import peak_memory
+from dio_lightning.files import write_atomic
 
 MODES = {
     "none": "none",

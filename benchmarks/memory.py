@@ -16,7 +16,7 @@ import torch
 from timing import Row, Size, shifted_features
 from torch import Tensor
 
-from dio_lightning.callbacks.scores import peak_memory
+from dio_lightning.callbacks.cost import peak_memory
 from dio_lightning.features import UNet
 from dio_lightning.implicit import Never
 from dio_lightning.layers import OptimizerLayer

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         VoxelMorph,
     )
     from dio_lightning.pair import Pair
+    from dio_lightning.transforms import Chain, ImageGrid, read_transform, warp_image, warp_points, write_transform
 
 __version__ = "0.1.0"
 
@@ -43,10 +44,12 @@ __all__ = [
     "RIIR",
     "Anderson",
     "Broyden",
+    "Chain",
     "DEQReg",
     "Elastix",
     "Experiment",
     "GraDIRN",
+    "ImageGrid",
     "ImplicitAdjoint",
     "Objective",
     "OptimizerLayer",
@@ -68,12 +71,16 @@ __all__ = [
     "inverse",
     "jacobian_determinant",
     "load",
+    "read_transform",
     "resize",
     "warp",
+    "warp_image",
+    "warp_points",
+    "write_transform",
 ]
 
 
-PARTS = ("pair", "implicit", "fields", "losses", "layers", "modules", "api")
+PARTS = ("pair", "implicit", "fields", "transforms", "losses", "layers", "modules", "api")
 """Where names are looked up: lower floors first, which the later ones import anyway."""
 
 

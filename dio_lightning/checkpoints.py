@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch import nn
 
 from dio_lightning.callbacks.checkpoints import Best, Last, newest
-from dio_lightning.callbacks.files import replacing, write_atomic
 from dio_lightning.checkpoint_files import CONFIG, config_text, migrated, read_checkpoint, read_weights
+from dio_lightning.files import replacing, write_atomic
 
 __all__ = [
     "CONFIG",

@@ -10,6 +10,8 @@ from typing import NoReturn
 
 STEPS = {"training_step", "validation_step", "test_step", "predict_step"}
 OURS = ("dio_lightning", "data_modules")
+FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""What the system says of a path that cannot be used."""
 
 
 def fail(message: str) -> NoReturn:
@@ -30,7 +32,9 @@ def user_message(error: Exception) -> str | None:
     data are checked; once steps run, only if this package raised it on purpose.
     """
     text = str(error)
-    if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError):
+    if isinstance(
+        error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError | PermissionError
+    ):
         return f"{error.filename}: {error.strerror}" if error.filename is not None else text
     if type(error).__name__ == "MisconfigurationException":
         return text

@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 from dio_lightning.arguments import CONFIG, content_of, short, split
-from dio_lightning.callbacks.report import digest
+from dio_lightning.scores.summary import digest
 
 RUNS = Path("runs")
 NAMED = ("last", "best", "hpc", "null", "None")

@@ -20,6 +20,8 @@ UNCHOSEN = {
 OURS = ("data_modules", "dio_lightning")
 ROOTS = (*OURS, "torch", "lightning")
 """Packages whose classes are offered."""
+GONE = {"rivals": "--rivals has gone: which method loses less stands in the table of drops that `study shift` writes"}
+"""Options of earlier versions, and what serves instead."""
 MANY = 20
 """Of more classes than this, ours alone are listed."""
 TOP = {"data": "LightningDataModule", "model": "RegistrationModule"}
@@ -58,6 +60,8 @@ def explained(message: str, options: Iterable[str] = ()) -> str:
     if unknown := re.search(r"there is no class '([^']+)'", sentence):
         return _no_class(unknown[1], sentence, owner)
     option = re.search(r"(?:Option '|unrecognized arguments: --)([\w.]+)", sentence)
+    if option and option[1] in GONE:
+        return GONE[option[1]]
     if option and owner:
         names = parameters(named_class(owner))
         return sentence + (nearest(option[1], names) or (f", its options are {', '.join(names)}" if names else ""))

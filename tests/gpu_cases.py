@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from dio_lightning import features, fields, implicit, losses, metrics, networks, ops, transformations, updates
-from dio_lightning.callbacks.pair_scores import ScoreOptions, score_pair
 from dio_lightning.fields.worlds import transport
 from dio_lightning.implicit import fixed_point
 from dio_lightning.implicit.batch import dot
@@ -25,6 +24,8 @@ from dio_lightning.level import Level
 from dio_lightning.losses.landmarks import Unit
 from dio_lightning.metrics.learn2reg import learn2reg
 from dio_lightning.pair import Pair
+from dio_lightning.scores.pairs import score_pair
+from dio_lightning.scores.registered import ScoreOptions
 
 SIZES = {2: (11, 14), 3: (7, 9, 8)}
 BATCH = 2

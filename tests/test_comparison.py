@@ -8,8 +8,8 @@ from itertools import combinations
 import pytest
 from scipy import stats
 
+from dio_lightning.scores.statistics import holm
 from dio_lightning.studies.comparison import compare
-from dio_lightning.studies.comparison_statistics import holm
 
 PAIRS = [(a, b) for a in "ABCD" for b in "ABCD" if a != b]
 GOOD = [0.70, 0.72, 0.69, 0.75, 0.71, 0.66, 0.73, 0.74, 0.68, 0.77, 0.65, 0.76]
@@ -289,3 +289,15 @@ def test_the_caption_names_what_was_changed_at_test_time(tmp_path, command):
     command("compare", a, b, "--out", "t.md")
     text = (tmp_path / "t.md").read_text(encoding="utf-8")
     assert "Data: tested. a is DIO (FreeForm)." in text and "b is" not in text
+
+
+def test_distances_in_voxels_are_not_called_millimetres(tmp_path, command, capsys):
+    """`unit_spacing` gives Hausdorff distances in voxels; every table said mm."""
+    a, b = (write(tmp_path / name, hd95=GOOD, tre=BAD) for name in "ab")
+    (a / "summary.json").write_text('{"units": {"hd95": "voxels"}}')
+    with pytest.raises(SystemExit):
+        command("compare", a, b, "--out", "t.md")
+    assert f"hd95 is in voxels in {a} and in mm in {b}" in capsys.readouterr().err
+    command("compare", a, b, "--out", "t.md", "--metrics", "tre")
+    command("compare", a, "--out", "t.md", "--overwrite")
+    assert (tmp_path / "t.md").read_text().splitlines()[0] == "| method | HD95 (voxels) | TRE (mm) |"

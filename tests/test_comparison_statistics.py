@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dio_lightning.studies.comparison_statistics import holm, paired, signed_rank, subjects, unit
+from dio_lightning.scores.statistics import holm, paired, signed_rank, subjects
+from dio_lightning.scores.summary import unit
 
 
 def test_holm_by_hand():

@@ -22,13 +22,20 @@ FLOORS: dict[str, float] = {
     "dio_lightning.metrics": 2,
     "dio_lightning.transformations": 2,
     "dio_lightning.level": 1.5,
+    "dio_lightning.transforms": 2,
     "dio_lightning.updates": 3,
+    "dio_lightning.scores": 3,
     "dio_lightning.layers": 4,
     "dio_lightning.modules": 5,
     "dio_lightning.callbacks": 5,
+    "dio_lightning.domains": 6,
     "dio_lightning.errors": 0,
+    "dio_lightning.files": 0,
     "dio_lightning.findings": 0,
+    "dio_lightning.footprint": 6,
+    "dio_lightning.loaded": 6,
     "dio_lightning.headers": 0,
+    "dio_lightning.volume_files": 1,
     "dio_lightning.checkpoint_files": 0,
     "dio_lightning.checkpoints": 6,
     "dio_lightning.experiment": 6,
@@ -37,9 +44,10 @@ FLOORS: dict[str, float] = {
     "dio_lightning.checking": 6,
     "dio_lightning.api": 6,
     "dio_lightning.cli": 6,
+    "dio_lightning.usage": 1,
     "dio_lightning.parsing": 6,
     "dio_lightning.shipped_configs": 6,
-    "dio_lightning.usage": 6,
+    "dio_lightning.transform_command": 6,
     "dio_lightning.arguments": 6,
     "dio_lightning.run_folders": 6,
     "dio_lightning.folder_cli": 6,
@@ -52,10 +60,7 @@ LONG = {"kernel", "backward", "_compile_forward"}
 SAY_NOTHING = {"found", "known", "seen", "told", "there"}
 UNNAMED = tuple(
     f"dio_lightning/{place}"
-    for place in (
-        *("callbacks/pair_scores", "callbacks/report", "callbacks/scores", "challenge/scores", "implicit/iterate"),
-        *("layers/", "level", "losses/", "metrics/", "modules/", "studies/", "transformations", "updates/"),
-    )
+    for place in (*("implicit/iterate", "layers/", "level", "losses/", "modules/", "transformations", "updates/"),)
 )
 """Where the words above still stand."""
 FILES = sorted([*ROOT.glob("dio_lightning/**/*.py"), *ROOT.glob("data_modules/**/*.py")])

@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.testing import assert_close
 
-from dio_lightning.callbacks.pair_scores import ScoreOptions, score_pair
-from dio_lightning.callbacks.report import PAIR_COLUMNS, to_csv
 from dio_lightning.features import LKU, MIND, Described, Intensity, mind
 from dio_lightning.features.base import average_pool
 from dio_lightning.pair import Pair
+from dio_lightning.scores.pairs import score_pair
+from dio_lightning.scores.registered import ScoreOptions
+from dio_lightning.scores.rows import scores_of, to_csv
 
 LUNGS = Path(__file__).parents[1] / "experiments/lungs"
 
@@ -73,7 +74,7 @@ def test_the_dice_of_masks_is_given_with_that_of_the_identity() -> None:
     u[:, 0] = 2
     row, labels = score_pair(u, masks(3, 5), ScoreOptions())
     assert (row["mask_dice"], row["mask_dice_identity"], labels) == (1.0, 0.5, [])
-    assert to_csv([row], PAIR_COLUMNS).startswith("mask_dice,folds,sdlogj,std_logj,mask_dice_identity\n")
+    assert to_csv([row], scores_of([row])).startswith("mask_dice,folds,sdlogj,std_logj,mask_dice_identity\n")
 
 
 def test_without_both_masks_there_is_no_dice_of_masks() -> None:

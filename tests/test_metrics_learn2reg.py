@@ -5,9 +5,10 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 
-from dio_lightning.callbacks.pair_scores import ScoreOptions, score_pair
 from dio_lightning.metrics import element_areas, folds
 from dio_lightning.metrics.learn2reg import aggregate, hd95, learn2reg, num_foldings, robust
+from dio_lightning.scores.pairs import score_pair
+from dio_lightning.scores.registered import ScoreOptions
 
 SIZE, SPACING = (13, 11, 12), (1.5, 1.0, 2.5)
 RNG = np.random.default_rng(5)

@@ -6,7 +6,6 @@ from scipy.ndimage import map_coordinates
 from torch.testing import assert_close
 
 from data_modules.augment.affine import RandomAffine
-from dio_lightning.callbacks.pair_scores import ScoreOptions, score_pair
 from dio_lightning.features import LKU, MIND, FeaturePyramid, Intensity, UNet, mind
 from dio_lightning.fields import (
     blocks,
@@ -27,6 +26,8 @@ from dio_lightning.losses import LNCC, SSD, Landmarks, Objective
 from dio_lightning.metrics import element_areas, hausdorff_per_label, tre
 from dio_lightning.modules import DIO
 from dio_lightning.pair import Pair
+from dio_lightning.scores.pairs import score_pair
+from dio_lightning.scores.registered import ScoreOptions
 from dio_lightning.transformations import Affine, Diffeomorphism, FreeForm, StationaryVelocity, Transformation
 from dio_lightning.updates import Descent, ImageDescent, UpdateRule
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from dio_lightning.footprint import LiveTensors, SavedTensors
 from dio_lightning.implicit import (
     Adam,
     Anderson,
@@ -22,7 +23,6 @@ from dio_lightning.losses import LNCC, Diffusion, Objective
 from dio_lightning.modules import DEQReg
 from dio_lightning.networks import VxmUNet
 from dio_lightning.pair import Pair
-from dio_lightning.studies.live import LiveTensors, SavedTensors
 from dio_lightning.transformations import FreeForm
 from dio_lightning.updates import LearnedStep
 

@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from dio_lightning.callbacks import write_atomic
 from dio_lightning.callbacks.gathering import Key, Scored, dataset_index, merge
-from dio_lightning.callbacks.report import summarise, summary_json, to_csv
+from dio_lightning.scores.rows import to_csv
+from dio_lightning.scores.summary import summarise, summary_json
 
 
 def fake(index, dice, fixed="0001", loader=0):

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dio_lightning.callbacks.report import digest
 from dio_lightning.run_folders import (
     check_checkpoints,
     check_scores,
@@ -15,6 +14,7 @@ from dio_lightning.run_folders import (
     numbered,
     of_another,
 )
+from dio_lightning.scores.summary import digest
 from dio_lightning.variants import variant
 
 ROOT = Path(__file__).parents[1]

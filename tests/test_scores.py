@@ -14,9 +14,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from dio_lightning.callbacks import RegistrationScores
-from dio_lightning.callbacks.pair_scores import score_pair
 from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.metrics import hausdorff_per_label
+from dio_lightning.scores.pairs import score_pair
 
 SIZE = (12, 10, 9)
 
@@ -177,7 +177,7 @@ def test_only_scores_whose_inputs_exist(tmp_path):
     assert [row["fixed_id"] for row in rows] == ["0", "1"]
 
 
-def test_options_reach_the_scores(tmp_path):
+def test_options_reach_the_scores(tmp_path, capsys):
     options = {"surface": False, "landmarks_order": 1, "dice": "linear", "print_table": False}
     trainer_in(tmp_path, RegistrationScores(**options)).test(Shift(0.6), Boxes(1), verbose=False)
     row = read(tmp_path / "metrics.csv")[0]
@@ -185,9 +185,11 @@ def test_options_reach_the_scores(tmp_path):
     # the mask rounds 0.6 to one voxel, and one of the two rows of the box stays covered
     assert float(row["dice"]) == pytest.approx(0.5)
     assert float(row["tre"]) == pytest.approx(2 * 1.4)
-    scores = RegistrationScores(unit_spacing=True, print_table=False)
-    trainer_in(tmp_path, scores).test(Shift(0.0), Boxes(1), verbose=False)
+    trainer_in(tmp_path, RegistrationScores(unit_spacing=True)).test(Shift(0.0), Boxes(1), verbose=False)
     assert float(read(tmp_path / "metrics.csv")[0]["hd"]) == 2
+    assert json.loads((tmp_path / "summary.json").read_text())["units"] == {"hd95": "voxels", "hd": "voxels"}
+    printed = capsys.readouterr().out
+    assert "hd95 [voxels]" in printed and "tre [mm]" in printed
 
 
 def test_masked_regularity(tmp_path):

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 
 from data_modules import Learn2Reg
 from dio_lightning.callbacks import RegistrationScores
-from dio_lightning.callbacks.pair_scores import ScoreOptions, score_pair
 from dio_lightning.callbacks.writer import FieldWriter, pair_ids
 from dio_lightning.fields.names import own_names
 from dio_lightning.pair import Pair
+from dio_lightning.scores.pairs import score_pair
+from dio_lightning.scores.registered import ScoreOptions
 
 SHAPE = (6, 8, 10)
 # array axes point to the left, to the feet and to the front, as in brains resampled to FreeSurfer's order

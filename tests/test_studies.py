@@ -9,12 +9,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from dio_lightning.callbacks.pair_scores import one_pair, score_pair
 from dio_lightning.fields import resize
 from dio_lightning.layers import Run
-from dio_lightning.studies.convergence_report import Curve, curves_csv, figure, markdown
-from dio_lightning.studies.loading import Loaded, load
-from dio_lightning.studies.scoring import seen_steps
+from dio_lightning.loaded import Loaded, load
+from dio_lightning.scores.pairs import one_pair, score_pair
+from dio_lightning.scores.records import NO_PAIR, Record, Records
+from dio_lightning.studies.convergence import Convergence
+from dio_lightning.studies.study import scored_steps
 
 TINY = Path(__file__).parent / "conf/tiny.yaml"
 MIN_VOXELS = 20
@@ -137,24 +138,26 @@ def test_seeds_share_a_row_and_one_step_methods_have_one(command, weights, tmp_p
 
 
 def test_the_table_reports_trained_best_and_last_steps_over_seeds(tmp_path):
-    def curve(weights: str, dice: dict[int, list[float]]) -> Curve:
-        found = Curve("A|B", weights, 1, {})
+    def curve(weights: str, dice: dict[int, list[float]]) -> list[Record]:
+        records = [Record("A|B", weights, 0, NO_PAIR, "trained", 1)]
         for step, values in dice.items():
             ids = [(f"a_s00{i}", f"b_s00{i}") for i in range(2)] + [("c", "d")]
-            for name in ("dice", "folds", "sdlogj", "residual"):
-                found.add(name, step, ids, [value / 2 if name == "folds" else value for value in values])
-        return found
+            for pair, value in zip(ids, values, strict=True):
+                for name in ("dice", "folds", "sdlogj", "residual"):
+                    records.append(Record("A|B", weights, step, pair, name, value / 2 if name == "folds" else value))
+        return records
 
     # slices of one pair are averaged first: .3 and .5 are one number
     one = curve("one", {1: [0.3, 0.5, 0.6], 2: [0.6, 0.8, 0.9], 4: [0.2, 0.2, 0.2]})
     two = curve("two", {1: [0.3, 0.5, 0.8], 2: [0.6, 0.8, 0.7], 4: [0.4, 0.4, 0.4]})
-    text = markdown([one, two], 4)
+    study, records = Convergence(weights=[], out=tmp_path, steps=4), Records([*one, *two])
+    text = study.markdown(records)
     trained, best, last = "1 | 0.550 ± 0.150 | 0.275 ± 0.075", "2 | 0.750 ± 0.050 | 0.375 ± 0.025", "4 | 0.300 ± 0.000"
     assert f"| A\\|B | {trained} | {best} | {last} | 0.150 ± 0.000 |" in text
     assert "over 2 pairs of subjects (3 slices)" in text
-    csv_rows = list(csv.DictReader(curves_csv([one, two]).splitlines()))
+    csv_rows = list(csv.DictReader(study.tables(records)[0].splitlines()))
     assert [row["dice"] for row in csv_rows[:2]] == ["0.5", "0.8"]
-    dice, folds = figure([one, two]).axes
+    dice, folds = study.figure(records).axes
     assert list(dice.lines[0].get_ydata()) == pytest.approx([0.55, 0.75, 0.3])
     assert (list(dice.lines[1].get_xdata()), list(dice.lines[1].get_ydata())) == ([1], [pytest.approx(0.55)])
     assert dice.collections[0].get_paths()[0].get_extents().y0 == pytest.approx(0.2)
@@ -162,9 +165,9 @@ def test_the_table_reports_trained_best_and_last_steps_over_seeds(tmp_path):
 
 
 def test_steps_are_scored_more_sparsely_in_3d():
-    assert seen_steps(None, 2, 20) == list(range(1, 21))
-    assert seen_steps(None, 3, 30, [13]) == [*range(1, 13), 13, 14, 16, 20, 24, 30]
-    assert seen_steps([2, 5], 3, 4) == [2, 4]
+    assert scored_steps(None, 2, 20) == list(range(1, 21))
+    assert scored_steps(None, 3, 30, [13]) == [*range(1, 13), 13, 14, 16, 20, 24, 30]
+    assert scored_steps([2, 5], 3, 4) == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_steps_are_scored_more_sparsely_in_3d():
         (["{deq}", "{deq}"], "deq0.safetensors is given twice"),
         (["a={deq}", "a={vxm}"], "differ in method or steps (1 and 2)"),
         (["{deq}", "--steps", "3", "--at", "4"], "at is [4], expected steps from 1 to 3"),
-        (["{deq}", "--limit", "0"], "limit 0, expected at least 1"),
+        (["{deq}", "--limit", "0"], "limit is 0, expected at least 1"),
         (["{deq}", "--", "--data.colour", "red"], "colour"),
         (["{deq}", "--", "--trainer.precision", "bf16-mixed"], "bf16-mixed, studies run with 32-true alone"),
     ],

@@ -1,6 +1,7 @@
 """The study of solvers, on an update whose fixed point and rates are known."""
 
 import csv
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import yaml
 from torch import nn
 
 from data_modules import SyntheticPairs
-from dio_lightning.callbacks.pair_scores import ScoreOptions
-from dio_lightning.implicit import Anderson, Broyden, Picard
+from dio_lightning.implicit import Anderson, Broyden, Picard, Solver
+from dio_lightning.loaded import Loaded
 from dio_lightning.modules import DEQReg
-from dio_lightning.studies.loading import Loaded
-from dio_lightning.studies.scoring import score
-from dio_lightning.studies.solvers import measure, variants
-from dio_lightning.studies.solvers_report import TOLERANCES, Run, markdown, reached, tolerances_csv
+from dio_lightning.scores.records import Record, Records
+from dio_lightning.scores.registered import ScoreOptions
+from dio_lightning.studies.solvers import TOLERANCES, Solvers, needed, reached, solvers
+from dio_lightning.studies.watching import score
 from dio_lightning.updates import LearnedStep
 
 RATES, STEPS = (0.5, 0.8), 30
@@ -38,6 +39,11 @@ def loaded() -> Loaded:
     return Loaded("linear", Path("linear.ckpt"), module, data, ScoreOptions(min_voxels=5))
 
 
+def traced(loaded: Loaded, solver: Solver, at: list[int]) -> Records:
+    study = Solvers(weights=[], out=Path(), max_steps=STEPS, at=at)
+    return Records(study.trace(loaded, "S", solver))
+
+
 def states(fixed: torch.Tensor) -> list[torch.Tensor]:
     """z_0, z_1, ... of Picard's iteration of one pair, in closed form."""
     target = 3 * fixed.expand(-1, 2, -1, -1)
@@ -46,45 +52,64 @@ def states(fixed: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_picard_is_counted_as_it_is_by_hand(loaded):
-    run = measure(loaded, "Picard", Picard(), STEPS, [1, 4], None)
+    records = traced(loaded, Picard(), [1, 4])
+    residuals, dices = (records.traces("S", quantity) for quantity in ("residual", "dice"))
     for ids, batch in loaded.batches():
         for i, pair in enumerate(ids):
+            solve = ("linear.ckpt", pair)
             z = states(batch["fixed"][i : i + 1])
             expected = [((b - a).norm() / b.norm()).item() for a, b in pairwise(z)]
-            assert run.residuals[pair] == pytest.approx(expected, rel=1e-3)
+            assert list(residuals[solve]) == list(range(1, STEPS + 1))
+            assert list(residuals[solve].values()) == pytest.approx(expected, rel=1e-3)
             firsts = {next((k for k, r in enumerate(expected, 1) if r <= t), None) for t in TOLERANCES} - {None}
-            assert set(run.dice[pair]) == firsts | {1, 4, STEPS}
+            assert set(dices[solve]) == firsts | {1, 4, STEPS}
             one = {key: value[i : i + 1] for key, value in batch.items()}
-            for k, dice in run.dice[pair].items():
-                assert dice == pytest.approx(score(z[k - 1], one, loaded.scores)["dice"].item(), abs=1e-6)
+            for k, dice in dices[solve].items():
+                assert dice == pytest.approx(score(z[k - 1], one, loaded)["dice"].item(), abs=1e-6)
             for tolerance in TOLERANCES:
-                needed = run.evaluations(tolerance)[pair]
-                assert needed == next((k for k, r in enumerate(expected, 1) if r <= tolerance), float("inf"))
+                count = needed(records, "S", tolerance)[solve]
+                assert count == next((k for k, r in enumerate(expected, 1) if r <= tolerance), float("inf"))
 
 
 @pytest.mark.parametrize("solver", [Anderson(3), Broyden(5)])
 def test_two_rates_take_accelerated_solvers_few_evaluations(loaded, solver):
     """Each of two eigenvalues costs a Krylov method one evaluation beyond the first two."""
-    plain, run = (measure(loaded, "", s, STEPS, [1], None) for s in (Picard(), solver))
-    assert max(run.evaluations(1e-3).values()) <= 7 < 15 < min(plain.evaluations(1e-3).values())
+    plain, fast = (needed(traced(loaded, s, [1]), "S", 1e-3) for s in (Picard(), solver))
+    assert max(fast.values()) <= 7 < 15 < min(plain.values())
 
 
 def test_damping_slows_a_contraction_down(loaded):
-    plain, damped = (measure(loaded, "", s, STEPS, [1], None) for s in (Picard(), Picard(0.5)))
-    assert all(damped.evaluations(0.03)[pair] > k for pair, k in plain.evaluations(0.03).items())
+    plain, damped = (needed(traced(loaded, s, [1]), "S", 0.03) for s in (Picard(), Picard(0.5)))
+    assert all(damped[solve] > k for solve, k in plain.items())
+
+
+def test_a_solve_that_breaks_off_counts_with_no_residual(loaded):
+    """An update that turns infinite in all samples is evaluated once more, and then no more."""
+
+    class Breaking(Linear):
+        def forward(self, x):
+            return super().forward(x) / (x[:, :2].abs().amax() == 0)
+
+    module = DEQReg(LearnedStep(Breaking(), scale=1.0), max_steps=4, states=1).eval()
+    residuals = traced(replace(loaded, module=module), Picard(), [1]).traces("S", "residual")
+    assert len(residuals) == 3
+    assert all(set(trace) == {1, 2} and trace[1] < trace[2] == float("inf") for trace in residuals.values())
 
 
 def test_what_most_pairs_do_not_reach_has_no_median():
     pairs = [("a", "b"), ("c", "d"), ("e", "f"), ("g", "h")]
     residuals = [[1.0, 0.05], [1.0, 0.05], [1.0, 0.02], [1.0, 0.5]]
-    run = Run(
-        "S", "w", dict(zip(pairs, residuals, strict=True)), {pair: {1: 0.1, 2: 0.2 * i} for i, pair in enumerate(pairs)}
-    )
-    most, few = reached([run], 0.1), reached([run], 0.03)
+    records = Records()
+    for i, (pair, trace) in enumerate(zip(pairs, residuals, strict=True)):
+        for k, dice in ((1, 0.1), (2, 0.2 * i)):
+            records.add(Record("S", "w", k, pair, "residual", trace[k - 1]))
+            records.add(Record("S", "w", k, pair, "dice", dice))
+    most, few = reached(records, "S", 0.1), reached(records, "S", 0.03)
+    study = Solvers(weights=[], out=Path(), max_steps=2)
     assert (most.evaluations, most.share, most.dice) == (2, 0.75, pytest.approx(0.2))
     assert (few.evaluations, few.share, few.dice) == (float("inf"), 0.25, pytest.approx(0.4))
-    assert "| S | 2 (75%), 0.200 | > 2 (25%), 0.400 | – |" in markdown([run], 2)
-    rows = list(csv.DictReader(tolerances_csv([run]).splitlines()))
+    assert "| S | 2 (75%), 0.200 | > 2 (25%), 0.400 | – |" in study.markdown(records)
+    rows = list(csv.DictReader(study.tables(records)[0].splitlines()))
     assert [(row["evaluations"], row["reached"]) for row in rows[:3]] == [("2", "0.75"), ("", "0.25"), ("", "0.0")]
 
 
@@ -108,7 +133,7 @@ def test_the_command_writes_its_tables(command, tmp_path, capsys):
     with open(tmp_path / "out/solvers_trace.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["evaluation"] for row in rows] == list("1234") * 10
-    assert {row["solver"] for row in rows} == set(variants([0, 0.5]))
+    assert {row["solver"] for row in rows} == set(solvers([0, 0.5]))
     assert all(row["dice"] and row["residual"] for row in rows)
     assert "Broyden 8, damping 0.5" in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,13 +10,20 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from dio_lightning.implicit import Anderson, ImplicitAdjoint, PhantomAdjoint, UnrolledAdjoint
-from dio_lightning.studies.adjoints import Settings, adjoints, compare, memory_of, reference_of
-from dio_lightning.studies.adjoints_report import COLUMNS, SOLVE, Method, Row, Solve, figure, markdown
-from dio_lightning.studies.equilibrium import of_deqreg, of_dio
-from dio_lightning.studies.loading import load
+from data_modules import SyntheticPairs
+from dio_lightning.features import Intensity
+from dio_lightning.implicit import Anderson, ImplicitAdjoint, Never, PhantomAdjoint, UnrolledAdjoint
+from dio_lightning.layers import OptimizerLayer, Run
+from dio_lightning.loaded import load
+from dio_lightning.losses import LNCC, Objective
+from dio_lightning.modules import DIO
+from dio_lightning.scores.records import Record, Records
+from dio_lightning.studies.adjoints import Adjoints, Method
+from dio_lightning.studies.equilibrium import compare, equilibrium, memory_of, reference_of
 
-SETTINGS = Settings(phantom=(1, 3), solve_steps=60, gmres_steps=60, gmres_rtol=1e-3, unrolled=20)
+EXACT = ImplicitAdjoint(1e-3, 60, restart=60)
+COLUMNS = ("cosine", "norm_ratio", "cosine_jfb", "seconds", "saved_mb", "tensors_mb", "gmres_steps", "gmres_residual")
+SOLVE = ("reference", "reference_change", "residual", "solve_steps", "spectral_radius")
 DATA = {
     "class_path": "data_modules.SyntheticPairs",
     "init_args": {"size": [20, 16], "num_labels": 3, "test_pairs": 2, "batch_size": 1},
@@ -95,7 +103,7 @@ def test_dio_is_differentiated_as_its_training_does_at_the_finest_level(weights)
     module.layer.clamp_quantile = 1.0
     for adjoint in (PhantomAdjoint(1), PhantomAdjoint(2, 0.3), UnrolledAdjoint()):
         module.layer.adjoint = adjoint
-        found, _ = of_dio(module, pair).gradient(None if isinstance(adjoint, UnrolledAdjoint) else adjoint)
+        found, _ = equilibrium(module, pair, 1).gradient(None if isinstance(adjoint, UnrolledAdjoint) else adjoint)
         module.zero_grad()
         solution = module(pair["fixed"], pair["moving"])[-1]
         module.objective(pair, solution.value)["loss"].backward()
@@ -109,7 +117,7 @@ def test_dio_is_differentiated_as_its_training_does_at_the_finest_level(weights)
 def test_deqreg_is_differentiated_as_its_training_does_with_one_state(weights) -> None:
     module, pair = first(weights["deqreg"])
     module.layer.solver, module.states, module.steps = Anderson(), 1, 9
-    problem = of_deqreg(module, pair, max_steps=9)
+    problem = equilibrium(module, pair, max_steps=9)
     assert int(problem.solution.steps.max()) == 9
     for adjoint in (PhantomAdjoint(3, 0.5), ImplicitAdjoint(1e-3, 50)):
         module.layer.adjoint = adjoint
@@ -121,17 +129,29 @@ def test_deqreg_is_differentiated_as_its_training_does_with_one_state(weights) -
 
 def test_at_rest_the_implicit_gradient_is_that_of_many_unrolled_steps(weights) -> None:
     module, pair = first(weights["deqreg"])
-    problem = of_deqreg(module, pair, 200)
+    problem = equilibrium(module, pair, 200)
     assert float(problem.solution.residual.max()) <= 1e-5 and bool(problem.solution.converged.all())
-    reference, solve = reference_of(problem, SETTINGS)
-    assert solve.reference == "implicit" and solve.radius < 1
+    reference, about = reference_of(problem, EXACT, 20)
+    assert about["reference"] == 0 and about["spectral_radius"] < 1
     unrolled, _ = problem.gradient(PhantomAdjoint(60, checkpointed=True))
     assert compare(unrolled, reference) == pytest.approx((1.0, 1.0), abs=2e-3)
     assert compare(problem.gradient(PhantomAdjoint(1))[0], reference)[0] < 0.999
-    starved = Settings(gmres_steps=1, gmres_rtol=1e-9, unrolled=60)
-    again, solve = reference_of(problem, starved)
-    assert solve.reference == "60 steps unrolled" and torch.equal(again, unrolled)
-    assert 0 < solve.change < 0.01
+    again, about = reference_of(problem, ImplicitAdjoint(1e-9, 1, restart=1), 60)
+    assert about["reference"] == 60 and torch.equal(again, unrolled)
+    assert 0 < about["reference_change"] < 0.01
+
+
+def test_the_finest_level_starts_where_all_coarser_ones_have_ended() -> None:
+    """Of three levels, so that a displacement is carried twice."""
+    module = DIO(Intensity((4, 2, 1)), OptimizerLayer([3, 4, 5], stop=Never()), Objective(LNCC(5)))
+    data = SyntheticPairs(size=(24, 20), test_pairs=1)
+    data.setup("test")
+    pair = next(iter(data.test_dataloader()))
+    records = []
+    module.register(pair, Run(observe=records.append))
+    (start,) = (record.state for record in records if (record.level, record.step) == (2, 0))
+    assert start.abs().max() > 0.1
+    assert torch.equal(module.problem(pair)[1], start)
 
 
 def test_gradients_are_compared_by_angle_and_length() -> None:
@@ -167,20 +187,24 @@ def test_the_study_runs_from_end_to_end(weights, command, tmp_path, capsys) -> N
 
 
 def test_a_gradient_that_is_not_finite_is_told_and_left_out_of_the_mean() -> None:
-    def row(pair: str, cosine: float) -> Row:
-        solve = Solve("implicit", math.nan, 1e-5, 9, 1.2)
-        return Row("m", pair, Method("phantom", 1), cosine, 2.0, 1.0, 0.1, 1.0, 2.0, 0, math.nan, solve)
+    about = {"reference": 0, "reference_change": math.nan, "residual": 1e-5, "solve_steps": 9, "spectral_radius": 1.2}
+    costs = {"seconds": 0.1, "saved_mb": 1.0, "tensors_mb": 2.0, "gmres_steps": 0, "gmres_residual": math.nan}
 
-    text = markdown([row("a", 0.5), row("b", 0.7), row("c", math.nan)])
+    def row(pair: str, cosine: float) -> list[Record]:
+        values = {"cosine": cosine, "norm_ratio": 2.0, "cosine_jfb": 1.0, **costs, **about}
+        return [Record("m", "w", Method("phantom", 1), (pair, ""), name, value) for name, value in values.items()]
+
+    study = Adjoints(weights=[], out=Path())
+    text = study.markdown(Records([*row("a", 0.5), *row("b", 0.7), *row("c", math.nan)]))
     assert "| phantom, T = 1 (JFB) | 0.6000 (0.1000) not finite for 1 | 2.0000 (0.0000) |" in text
     assert "implicit for 3 of 3" in text
-    assert "| not finite for 1 |" in markdown([row("a", math.nan)])
-    figure([row("a", math.inf)])
+    assert "| not finite for 1 |" in study.markdown(Records(row("a", math.nan)))
+    study.figure(Records(row("a", math.inf)))
 
 
 def test_more_phantom_steps_save_more_and_the_implicit_one_saves_one(weights) -> None:
     module, pair = first(weights["deqreg"])
-    problem = of_deqreg(module, pair, 20)
+    problem = equilibrium(module, pair, 20)
     one, five, checkpointed, implicit = (
         memory_of(problem, adjoint)[0]
         for adjoint in (
@@ -195,8 +219,8 @@ def test_more_phantom_steps_save_more_and_the_implicit_one_saves_one(weights) ->
 
 def test_what_cannot_be_studied_is_refused(weights, tmp_path) -> None:
     with pytest.raises(ValueError, match="limit is 0"):
-        adjoints([str(weights["dio"])], tmp_path, limit=0)
+        Adjoints(weights=[str(weights["dio"])], out=tmp_path, limit=0)
     with pytest.raises(ValueError, match="below 1"):
-        Settings(phantom=(0,))
+        Adjoints(weights=[], out=tmp_path, phantom=(0,))
     with pytest.raises(ValueError, match="gmres_rtol"):
-        Settings(gmres_rtol=0.0)
+        Adjoints(weights=[], out=tmp_path, gmres_rtol=0.0)

@@ -1,23 +1,23 @@
 """The memory study: counts that are exact, and the promise that a DEQReg's memory does not depend on its steps."""
 
 import csv
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from dio_lightning.footprint import MIB, Cost, LiveTensors, Point, SavedTensors, dimension, here, images
 from dio_lightning.implicit import PhantomAdjoint
 from dio_lightning.losses import LNCC, Diffusion, Objective
 from dio_lightning.modules import RIIR, DEQReg, RegistrationModule, Unrolling, VoxelMorph
 from dio_lightning.networks import VxmUNet
-from dio_lightning.studies.live import MIB, LiveTensors, SavedTensors
-from dio_lightning.studies.memory import expected, memory, sweep
-from dio_lightning.studies.memory_point import Cost, Point, dimension, here, images
-from dio_lightning.studies.memory_report import Measured, markdown, promises
+from dio_lightning.scores.records import NO_PAIR, Record, Records
+from dio_lightning.studies.memory import Memory, expected, sweep
 from dio_lightning.updates import LearnedStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*self.log.*")
+NAN = float("nan")
 WIDTHS = {"encoder": [8, 8], "decoder": [8, 8], "final": [8]}
 POINT = Point("deqreg.yaml", [], [48, 40], 1, None)
 
@@ -72,32 +72,27 @@ def test_what_would_exceed_the_limit_is_not_run() -> None:
         run.append(point.steps or 0)
         return Cost(0.1, 10 + 5 * (point.steps or 0), 1, 1)
 
-    found = sweep("m", POINT, [1, 2, 4, 8, 16], 51.0, measure)
+    costs = [cost for _, cost in sweep(POINT, [1, 2, 4, 8, 16], 51.0, measure)]
     assert run == [1, 2, 4, 8]
-    assert [m.cost is None for m in found] == [False, False, False, False, True]
+    assert [cost is None for cost in costs] == [False, False, False, False, True]
     assert expected([(1, 15.0), (2, 20.0)], 4) == 30.0
     assert expected([(3, 12.0)], 6) == 24.0
-    assert [m.steps for m in sweep("once", POINT, None, 0.0, measure)] == [1]
+    assert [k for k, _ in sweep(POINT, None, 0.0, measure)] == [1]
 
 
-def test_the_report_says_what_was_kept_and_what_was_broken() -> None:
-    def row(method: str, steps: int, mib: float | None) -> Measured:
-        return Measured(method, steps, None if mib is None else Cost(1.0, mib, mib, mib))
+def test_the_table_shows_multiples_and_what_was_not_run() -> None:
+    def row(method: str, steps: int, mib: float) -> list[Record]:
+        return [Record(method, "w", steps, NO_PAIR, q, mib) for q in ("seconds", "peak_mb", "tensors_mb", "saved_mb")]
 
-    found = [
-        row("VoxelMorph", 1, 100),
-        row("DEQReg, T = 1", 12, 120),
-        row("DEQReg, T = 1", 96, 120.5),
-        row("DEQReg, T = 3, checkpointed", 12, 131),
-        row("RIIR", 12, 1200),
-        row("RIIR", 96, None),
-    ]
-    text = markdown(found)
-    assert "| 96 |  | 120.5 (1.21) |  | not run |" in text
-    assert "- kept: DEQReg, T = 1, peak_mb flat within 1 % from K = 12 on: 0.42%" in text
-    assert "- kept: DEQReg, T = 1, peak_mb at most 1.3 VoxelMorphs: 1.21" in text
-    assert "- **broken**: DEQReg, T = 3, checkpointed, tensors_mb at most 1.3 VoxelMorphs: 1.31" in text
-    assert promises([replace(m, method="x") for m in found])[0].startswith("- none")
+    records = Records(
+        [*row("VoxelMorph", 1, 100), *row("DEQReg, T = 1", 96, 120.5), *row("RIIR", 12, 1200), *row("RIIR", 96, NAN)]
+    )
+    study = Memory(weights=[], out=Path())
+    assert "| 96 |  | 120.5 (1.21) | not run |" in study.markdown(records)
+    rows = list(csv.DictReader(study.tables(records)[0].splitlines()))
+    assert [row["status"] for row in rows] == ["measured"] * 3 + ["not run"]
+    assert rows[-1]["peak_mb"] == ""
+    assert [len(line.get_xdata()) for line in study.figure(records).axes[0].lines if line.get_label()[0] != "_"]
 
 
 def config(folder, name: str, model: dict):
@@ -126,7 +121,8 @@ def configs(tmp_path):
 
 
 def test_the_study_runs_from_end_to_end(configs, tmp_path) -> None:
-    text = memory(configs, tmp_path / "found", steps=[3, 12], size=[48, 40], batch=1, measure=here)
+    small = {"weights": configs, "out": tmp_path / "found", "cost": here}
+    text = Memory(**small, steps=[3, 12], size=[48, 40], batch=1).run()
     with open(tmp_path / "found/memory.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["method", "steps", "status", "seconds", "peak_mb", "tensors_mb", "saved_mb"]
@@ -140,7 +136,7 @@ def test_the_study_runs_from_end_to_end(configs, tmp_path) -> None:
     assert all((tmp_path / "found" / f"memory.{end}").stat().st_size > 1000 for end in ("png", "svg"))
     assert (tmp_path / "found/memory.md").read_text() == text
     with pytest.raises(FileExistsError):
-        memory(configs, tmp_path / "found", steps=[3], measure=here)
+        Memory(**small, steps=[3]).run()
 
 
 @pytest.mark.slow
@@ -155,9 +151,9 @@ def test_a_fresh_process_measures_what_is_counted(configs, command, tmp_path) ->
 
 def test_what_cannot_be_measured_is_refused(configs, tmp_path) -> None:
     with pytest.raises(ValueError, match="rising"):
-        memory(configs, tmp_path, steps=[3, 3])
+        Memory(weights=configs, out=tmp_path, steps=[3, 3])
     with pytest.raises(ValueError, match="two or three extents"):
-        memory(configs, tmp_path, size=[40])
+        Memory(weights=configs, out=tmp_path, size=[40])
     with pytest.raises(ValueError, match="no phantom steps"):
         here(Point(configs[0], [], [16, 16], 1, None, phantom=1))
     with pytest.raises(ValueError, match="no convolutions"):

@@ -8,12 +8,11 @@ from safetensors.torch import load_file
 
 from data_modules import Learn2Reg
 from dio_lightning.features import UNet
-from dio_lightning.implicit import Never
-from dio_lightning.layers import OptimizerLayer
+from dio_lightning.layers import OptimizerLayer, Run
+from dio_lightning.loaded import load
 from dio_lightning.metrics import dice_per_label, folds, warp_label
 from dio_lightning.modules import DIO, DEQReg
-from dio_lightning.studies.loading import load
-from dio_lightning.studies.scoring import score
+from dio_lightning.studies.watching import score
 from dio_lightning.transformations import Diffeomorphism, FreeForm
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -50,7 +49,7 @@ def test_the_weights_of_every_method_register_people_that_it_has_not_seen(file, 
     _, pair = next(method.batches(4))
     with torch.no_grad():
         u = method.module.register(pair)
-    found, before = score(u, pair, method.scores), score(torch.zeros_like(u), pair, method.scores)
+    found, before = score(u, pair, method), score(torch.zeros_like(u), pair, method)
     assert float(found["dice"].mean()) > float(before["dice"].mean()) + GAIN[file.parts[-3]]
     assert float(found["folds"].mean()) < 1.0
 
@@ -63,11 +62,9 @@ def test_the_equilibrium_of_deqreg_stays_where_it_is_beyond_the_steps_that_were_
     _, pair = next(method.batches(12))
     dice, folded = {}, {}
     assert isinstance(method.module, DEQReg)
-    method.module.stop = Never()
     for steps in (48, 96):
-        method.module.steps = steps
         with torch.no_grad():
-            found = score(method.module.register(pair), pair, method.scores)
+            found = score(method.module.register(pair, Run(steps=steps)), pair, method)
         dice[steps], folded[steps] = float(found["dice"].mean()), float(found["folds"].mean())
     assert abs(dice[96] - dice[48]) < 0.005
     assert folded[96] < 1.5 * folded[48] + 0.02

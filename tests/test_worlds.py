@@ -7,12 +7,13 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch.testing import assert_close
 
-from dio_lightning.callbacks.pair_scores import ScoreOptions, score_pair
 from dio_lightning.features import Intensity
 from dio_lightning.fields import gaussian_smooth, identity, on_moving_grid, on_one_grid, seen_from, warp
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.modules import DIO
 from dio_lightning.pair import Pair
+from dio_lightning.scores.pairs import score_pair
+from dio_lightning.scores.registered import ScoreOptions
 
 FIXED = torch.tensor([[-2.0, 0.1, 0, 20], [0.1, 2.0, 0, -18], [0, 0, 2.0, -15], [0, 0, 0, 1]], dtype=torch.float64)
 MOVING = torch.tensor([[0, -1.5, 0, 18], [2.5, 0, 0, -20], [0, 0, 3.0, -17], [0, 0, 0, 1]], dtype=torch.float64)

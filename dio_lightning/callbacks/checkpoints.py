@@ -11,17 +11,30 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from dio_lightning.callbacks.files import remove_leftovers
+from dio_lightning.callbacks.monitors import mode_of
 from dio_lightning.checkpoint_files import damage, read_checkpoint
+from dio_lightning.files import remove_leftovers
 
 LAST, PREVIOUS = Path("last.ckpt"), Path("previous.ckpt")
 """The newest checkpoint of a run, and the one before it."""
 
 
 class Best(ModelCheckpoint):
-    """best.ckpt by validation Dice; data without labels have none."""
+    """best.ckpt by validation Dice, or another score; data that do not have it have no best.ckpt.
 
-    def __init__(self, dirpath: str | Path, monitor: str = "val/dice", mode: str = "max") -> None:
+    Args:
+        dirpath: the folder.
+        monitor: what is watched, val/<score>.
+        mode: "max" or "min"; by default the direction in which the score is better.
+
+    Raises:
+        ValueError: monitor is no score and no mode is given.
+    """
+
+    def __init__(self, dirpath: str | Path, monitor: str = "val/dice", mode: str | None = None) -> None:
+        mode = mode or mode_of(monitor)
+        if mode is None:
+            raise ValueError(f"Best: {monitor} is no score that is better in one direction: give mode min or max")
         super().__init__(dirpath, "best", monitor, mode=mode, enable_version_counter=False)
         self._resumed: Path | None = None
 

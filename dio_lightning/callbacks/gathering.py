@@ -1,4 +1,8 @@
-"""One list of scored pairs out of several processes: the list that one process would have made."""
+"""One list of scored pairs out of several processes: the list that one process would have made.
+
+Rows are gathered whole, with the index of their pair in the data set. torchmetrics reduces states over processes, and a
+pair that a distributed sampler dealt to two of them, to make their numbers equal, would count twice.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +11,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
 from dio_lightning.pair import Pair
-
-Row = dict[str, float | int | str]
+from dio_lightning.scores.rows import Row
 
 
 @dataclass(frozen=True, order=True)

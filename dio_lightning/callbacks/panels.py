@@ -9,11 +9,11 @@ from nibabel.orientations import io_orientation
 from torch import Tensor
 
 from dio_lightning.callbacks.drawing import Array, Plane, draw
-from dio_lightning.callbacks.files import replacing
 from dio_lightning.callbacks.volumes import grid_affine
 from dio_lightning.callbacks.writer import pair_ids
 from dio_lightning.fields import identity, jacobian_determinant, on_one_grid, warp
 from dio_lightning.fields.names import full_name, pair_name
+from dio_lightning.files import replacing
 from dio_lightning.pair import Pair
 
 SIDES = (("L", "R"), ("P", "A"), ("I", "S"))

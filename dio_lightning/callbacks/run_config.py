@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from dio_lightning.callbacks.files import remove_leftovers, write_atomic
 from dio_lightning.checkpoint_files import CONFIG
+from dio_lightning.files import remove_leftovers, write_atomic
 
 
 class RunConfig(SaveConfigCallback):

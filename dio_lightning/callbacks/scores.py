@@ -1,8 +1,6 @@
 """Scores in validation and test, shared by every module."""
 
 import json
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,14 +9,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 
-from dio_lightning.callbacks import report
-from dio_lightning.callbacks.files import write_atomic
-from dio_lightning.callbacks.gathering import Row, Scored, gather, next_key
-from dio_lightning.callbacks.pair_scores import SOLVER, ScoreOptions, one_pair, score_pair, solver_report
+from dio_lightning.callbacks.cost import clock, peak_memory
+from dio_lightning.callbacks.gathering import Scored, gather, next_key
+from dio_lightning.callbacks.monitors import check_modes, check_names
+from dio_lightning.callbacks.report import About, terminal_table, write_run
 from dio_lightning.callbacks.warming import warm_up
 from dio_lightning.metrics.landmarks import Order
 from dio_lightning.metrics.overlap import LabelMode
 from dio_lightning.pair import Pair
+from dio_lightning.scores.pairs import one_pair, score_pair, solver_report
+from dio_lightning.scores.registered import ScoreOptions
+from dio_lightning.scores.rows import Row, scores_of
+from dio_lightning.scores.summary import summarise
+from dio_lightning.scores.vocabulary import of_kind
 
 
 class RegistrationScores(Callback):
@@ -81,6 +84,10 @@ class RegistrationScores(Callback):
         self._scored: list[Scored] = []
         self._start, self._warm = 0.0, False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a training whose checkpoints or early stop would look for the worst score."""
+        check_modes(trainer)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the pairs of the epoch before."""
         self._scored = []
@@ -98,7 +105,7 @@ class RegistrationScores(Callback):
             self._warm = True
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
-        self._start = _clock(pl_module.device)
+        self._start = clock(pl_module.device)
 
     def on_validation_batch_end(
         self,
@@ -122,13 +129,18 @@ class RegistrationScores(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Score the pairs of the batch, and what they cost."""
-        seconds = (_clock(pl_module.device) - self._start) / len(batch["fixed"])
+        seconds = (clock(pl_module.device) - self._start) / len(batch["fixed"])
         cost: Row = {"seconds": seconds, "peak_mb": peak_memory(pl_module.device)}
         self._score(trainer.test_dataloaders, outputs, batch, dataloader_idx, self.test_options, cost)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means over the pairs of all processes."""
         _log(pl_module, "val", [pair.row for pair in gather(self._scored)])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a training, after its sanity check at the latest, that watches what is no score."""
+        if trainer.state.fn == "fit":
+            check_names(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means, write the files and print the table."""
@@ -137,15 +149,12 @@ class RegistrationScores(Callback):
         _log(pl_module, "test", rows)
         if not trainer.is_global_zero or not rows:
             return
+        about = About(self._config(pl_module), self._method(pl_module), self.test_options.units)
         if not getattr(trainer, "fast_dev_run", False):
-            folder, names = Path(trainer.default_root_dir), getattr(trainer, "datamodule", None)
-            labels = report.label_rows(scored, getattr(names, "label_names", None) or {})
-            write_atomic(folder / "metrics.csv", report.to_csv(rows, (*report.IDS, *report.scores_of(rows))))
-            write_atomic(folder / "metrics_per_label.csv", report.to_csv(labels, report.LABEL_COLUMNS))
-            summary = report.summary_json(rows, self._config(pl_module), self._method(pl_module))
-            write_atomic(folder / "summary.json", summary)
+            names = getattr(getattr(trainer, "datamodule", None), "label_names", None) or {}
+            write_run(Path(trainer.default_root_dir), scored, names, about)
         if self.print_table:
-            Console().print(report.table(rows, self._method(pl_module)))
+            Console().print(terminal_table(rows, about).rich())
 
     def _score(
         self, loaders: object, outputs: object, batch: Pair, loader: int, options: ScoreOptions, cost: Row
@@ -171,36 +180,9 @@ class RegistrationScores(Callback):
         return json.dumps(dict(pl_module.hparams), default=str, sort_keys=True)
 
 
-def peak_memory(device: torch.device) -> float:
-    """MiB: on CUDA the most memory allocated since the last reset, else the peak resident memory of the process.
-
-    On Linux it is read from /proc, because getrusage starts with the peak of the parent process. NaN on Windows without
-    CUDA, where the operating system does not tell.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    if sys.platform == "win32":
-        return float("nan")
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _clock(device: torch.device) -> float:
-    """Wall clock in seconds, after all work queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def _log(pl_module: LightningModule, stage: str, rows: list[Row]) -> None:
     """Log the mean of every score; equal on all processes, because the rows were gathered."""
-    names = [name for name in report.scores_of(rows) if name not in SOLVER]
-    means = {name: report.summarise(row.get(name) for row in rows)["mean"] for name in names}
-    found = {f"{stage}/{name}": mean for name, mean in means.items() if mean is not None}
-    pl_module.log_dict(found, sync_dist=True, batch_size=max(len(rows), 1), prog_bar=False)
+    names = [name for name in scores_of(rows) if name not in of_kind("solver")]
+    means = {name: summarise(row.get(name) for row in rows)["mean"] for name in names}
+    logged = {f"{stage}/{name}": mean for name, mean in means.items() if mean is not None}
+    pl_module.log_dict(logged, sync_dist=True, batch_size=max(len(rows), 1), prog_bar=False)

@@ -5,21 +5,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from nibabel.loadsave import save
-from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dio_lightning.callbacks.files import replacing
 from dio_lightning.fields import warp
 from dio_lightning.fields.worlds import transport
 from dio_lightning.headers import Header, Unreadable, read_header
 from dio_lightning.pair import Pair
+from dio_lightning.volume_files import as_stored
+from dio_lightning.volume_files import save_volume as save_volume
 
 ALIKE = 0.01
 """Voxels by which the grids of a pair may differ and still be one, as in the data modules."""
-ALIGNED = 2
-"""NIfTI's code of a form in the coordinates of another image, which is the fixed one."""
 
 
 def grid_affine(batch: Pair, sample: int) -> NDArray[np.float64]:
@@ -68,39 +65,4 @@ def warped_file(u: Float[Tensor, "d *s"], path: Path, affine: NDArray[np.float64
     if apart > ALIKE or image.shape[2:] != v.shape[2:]:
         v = transport(v, matrix)
     moved = warp(image, v)[0, 0].numpy()
-    return _as_stored(moved.reshape(*moved.shape, *[1] * (3 - moved.ndim)), header), header
-
-
-def save_volume(
-    path: Path, array: NDArray, affine: NDArray[np.float64], scale: tuple[float, float] | None = None
-) -> None:
-    """Write a NIfTI file whose two forms agree, in millimetres; whole or not at all.
-
-    Args:
-        path: where to.
-        array: the values as they are stored, in their type.
-        affine: (4, 4), voxels to RAS millimetres.
-        scale: slope and intercept that a reader applies; None: none.
-    """
-    image = Nifti1Image(np.ascontiguousarray(array), affine, dtype=array.dtype)
-    header = image.header
-    header.set_xyzt_units("mm")
-    image.set_sform(affine, ALIGNED)
-    image.set_qform(affine, ALIGNED)
-    if not np.allclose(image.get_qform(), affine, rtol=1e-4, atol=1e-3):
-        # a quaternion has no shear, and readers that ask it first would be misled
-        image.set_qform(affine, 0)
-    if scale is not None and scale != (1.0, 0.0):
-        header.set_slope_inter(*scale)
-    with replacing(path) as temporary:
-        save(image, temporary)
-
-
-def _as_stored(values: NDArray[np.float64], header: Header) -> NDArray:
-    slope, intercept = header.scale
-    dtype = header.dtype.newbyteorder("=")
-    raw = (values - intercept) / slope
-    if dtype.kind == "f":
-        return raw.astype(dtype)
-    limits = np.iinfo(dtype)
-    return np.rint(raw).clip(limits.min, limits.max).astype(dtype)
+    return as_stored(moved.reshape(*moved.shape, *[1] * (3 - moved.ndim)), header), header

@@ -10,14 +10,14 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dio_lightning.callbacks.files import replacing
-from dio_lightning.callbacks.pair_scores import one_pair
 from dio_lightning.callbacks.volumes import as_volume, grid_affine, save_volume, warped_file
 from dio_lightning.fields import on_moving_grid, resample, warp
 from dio_lightning.fields.files import half
 from dio_lightning.fields.names import Ids, full_name, listed_pairs, own_names, pair_name
+from dio_lightning.files import replacing
 from dio_lightning.metrics import warp_label
 from dio_lightning.pair import Pair
+from dio_lightning.scores.pairs import one_pair
 
 SUFFIX = {"nii": ".nii.gz", "npz": ".npz"}
 

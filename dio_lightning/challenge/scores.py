@@ -8,19 +8,23 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
-from rich.table import Table
 
-from dio_lightning.callbacks.files import write_atomic
-from dio_lightning.callbacks.gathering import Row, Scored, gather, next_key
-from dio_lightning.callbacks.pair_scores import one_pair
-from dio_lightning.callbacks.report import UNITS, summarise, to_csv
-from dio_lightning.metrics.learn2reg import RISING, SCORES, aggregate, learn2reg, robust
+from dio_lightning.callbacks.gathering import Scored, gather, next_key
+from dio_lightning.callbacks.report import spread, titled
+from dio_lightning.files import write_atomic
+from dio_lightning.metrics.learn2reg import SCORES, aggregate, learn2reg, robust
 from dio_lightning.pair import Pair
+from dio_lightning.scores import look_up
+from dio_lightning.scores.pairs import one_pair
+from dio_lightning.scores.rows import IDS, Row, to_csv
+from dio_lightning.scores.summary import summarise
+from dio_lightning.scores.table import Cell, Table
 
 CORRECTED = {"dice": "dice", "hd95": "hd95", "tre": "tre", "sdlogj": "std_logj", "num_foldings": "folds"}
 """Our score that says what an official one was meant to say."""
-OFFICIAL_UNITS = {"hd95": "voxels", "tre": "mm", "num_foldings": "n"}
-COLUMNS = ("fixed_id", "moving_id", *(c for name in SCORES for c in (CORRECTED[name], f"{name}_l2r")))
+UNITS = {"hd95": "voxels", "num_foldings": "n"}
+"""Units of the official numbers, where they are not ours."""
+COLUMNS = (*IDS, *(c for name in SCORES for c in (CORRECTED[name], f"{name}_l2r")))
 
 
 class Learn2RegScores(Callback):
@@ -71,7 +75,7 @@ class Learn2RegScores(Callback):
             rows = beside(rows, folder / "metrics.csv")
             write_atomic(folder / "metrics_l2r.csv", to_csv(rows, COLUMNS))
             write_atomic(folder / "summary_l2r.json", json.dumps(aggregates(rows), indent=2) + "\n")
-        Console().print(table(rows))
+        Console().print(table(rows).rich())
 
 
 def beside(rows: Sequence[Row], metrics: Path) -> list[Row]:
@@ -80,8 +84,8 @@ def beside(rows: Sequence[Row], metrics: Path) -> list[Row]:
     if metrics.is_file():
         with open(metrics, encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
-                known: Row = {name: float(line[name]) for name in CORRECTED.values() if line.get(name)}
-                ours[line["fixed_id"], line["moving_id"]] = known
+                own: Row = {name: float(line[name]) for name in CORRECTED.values() if line.get(name)}
+                ours[line["fixed_id"], line["moving_id"]] = own
     return [row | ours.get((str(row["fixed_id"]), str(row["moving_id"])), {}) for row in rows]
 
 
@@ -93,22 +97,15 @@ def aggregates(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 def table(rows: Sequence[Row]) -> Table:
     """Mean, standard deviation and the value at 30 % of the pairs, corrected and as Learn2Reg reports them."""
-    result = Table(
-        title=f"Corrected scores and Learn2Reg's own, mean ± std over {len(rows)} pairs, and at 30 % of them"
-    )
-    headings = ("corrected", "mean ± std", "30 %", "Learn2Reg's", "mean ± std", "30 %")
-    for place, heading in enumerate(headings):
-        result.add_column(heading, justify="left" if place in (0, 3) else "right")
+    lines: list[list[Cell]] = []
     for name, theirs in aggregates(rows).items():
         mine = CORRECTED[name]
         values = [float(row[mine]) for row in rows if mine in row]
         summary = summarise(values)
-        cells = [_title(mine, UNITS), "", "", _title(name, OFFICIAL_UNITS)]
+        ours = ["", ""]
         if summary["mean"] is not None:
-            cells[1:3] = [f"{summary['mean']:.4g} ± {summary['std']:.2g}", f"{robust(values, name in RISING):.4g}"]
-        result.add_row(*cells, f"{theirs['mean']:.4g} ± {theirs['std']:.2g}", f"{theirs['30']:.4g}")
-    return result
-
-
-def _title(name: str, units: dict[str, str]) -> str:
-    return f"{name} \\[{units[name]}]" if name in units else name
+            ours = [spread(summary), f"{robust(values, look_up(mine).better == 'larger'):.4g}"]
+        official = [f"{theirs['mean']:.4g} ± {theirs['std']:.2g}", f"{theirs['30']:.4g}"]
+        lines.append([titled(mine), *map(Cell, ours), titled(name, UNITS.get(name)), *map(Cell, official)])
+    title = f"Corrected scores and Learn2Reg's own, mean ± std over {len(rows)} pairs, and at 30 % of them"
+    return Table(["corrected", "mean ± std", "30 %", "Learn2Reg's", "mean ± std", "30 %"], lines, title, True)

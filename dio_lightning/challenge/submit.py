@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dio_lightning.api import build
-from dio_lightning.callbacks.files import replacing
 from dio_lightning.challenge.evaluate import arguments
 from dio_lightning.errors import times
 from dio_lightning.fields.files import half, stored
 from dio_lightning.fields.names import Ids, find_field, listed_pairs, own_names, pair_names, shared_files, strangers
 from dio_lightning.fields.placing import check_place
+from dio_lightning.files import replacing
 from dio_lightning.modules.precomputed import affine_of, samples_of
 
 SHOWN = 5

@@ -12,10 +12,10 @@ from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImport
 from lightning.pytorch import LightningDataModule
 
 from dio_lightning.arguments import load, ordered, without_leftovers
-from dio_lightning.callbacks.files import write_atomic
 from dio_lightning.checking.drawing import Scores, drawn, first_training_pair, initial_scores
 from dio_lightning.checking.text import show
 from dio_lightning.experiment import prepare
+from dio_lightning.files import write_atomic
 from dio_lightning.findings import Report, merged
 from dio_lightning.parsing import Parser
 from dio_lightning.shipped_configs import with_shipped

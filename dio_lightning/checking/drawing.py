@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dio_lightning.callbacks.pair_scores import ScoreOptions, one_pair, score_pair
-from dio_lightning.callbacks.report import summarise
 from dio_lightning.errors import times
 from dio_lightning.findings import Finding, Report, merged
 from dio_lightning.pair import Pair
+from dio_lightning.scores import SCORES, look_up
+from dio_lightning.scores.pairs import one_pair, score_some
+from dio_lightning.scores.registered import ScoreOptions
+from dio_lightning.scores.summary import summarise
 
 Scores = dict[str, dict[str, dict[str, float | int | str | None]]]
 """split -> score -> mean, std, n, worst (value) and pair (the one that has it)."""
@@ -106,17 +108,18 @@ def name_of(batch: Pair, split: str) -> str:
 def _summary(name: str, rows: list[tuple[str, dict[str, float]]]) -> dict[str, float | int | str | None]:
     having = [(row[name], pair) for pair, row in rows if math.isfinite(row.get(name, math.nan))]
     values = summarise(value for value, _ in having)
-    worst, pair = (max if name == "tre" else min)(having, default=(None, None))
+    worst, pair = (max if look_up(name).better == "smaller" else min)(having, default=(None, None))
     return {"mean": values["mean"], "std": values["std"], "n": values["n"], "worst": worst, "pair": pair}
 
 
 def _rows(batch: Pair) -> Iterator[tuple[str, dict[str, float]]]:
-    """Dice of labels, TRE in millimetres and Dice of masks of each pair of a batch without registration."""
+    """Scores of each pair of a batch without registration: all that u = 0 has but distances of surfaces."""
+    names = [score.name for score in SCORES if score.identity]
     for index in range(len(batch["fixed"])):
         pair = one_pair(batch, index)
         still = torch.zeros(1, pair["fixed"].ndim - 2, *pair["fixed"].shape[2:])
-        scores, _ = score_pair(still, pair, ScoreOptions(surface=False))
-        row = {name: float(cast(float, scores[name])) for name in ("dice", "tre", "mask_dice") if name in scores}
+        scores, _ = score_some(still, pair, ScoreOptions(surface=False), names)
+        row = {name: float(value) for name, value in scores.items()}
         ids = pair.get("fixed_id", ["?"]), pair.get("moving_id", ["?"])
         yield f"{ids[0][0]} {ids[1][0]}", row
 

@@ -7,10 +7,10 @@ from rich.table import Table
 
 from dio_lightning.checking.drawing import Scores
 from dio_lightning.findings import Report
+from dio_lightning.scores import look_up
 
 SHOWN = 3
 """Files named beside one sentence; the JSON names all."""
-UNITS = {"tre": " [mm]"}
 
 
 def show(report: Report, scores: Scores, console: Console | None = None) -> None:
@@ -42,7 +42,8 @@ def show(report: Report, scores: Scores, console: Console | None = None) -> None
                 mean, std, worst = (
                     f"{values[key]:.4g}" if values[key] is not None else "" for key in ("mean", "std", "worst")
                 )
-                label = escape(name.replace("_", " ") + UNITS.get(name, ""))
+                unit = f" [{look_up(name).unit}]" if look_up(name).unit else ""
+                label = escape(name.replace("_", " ") + unit)
                 table.add_row(
                     alias.get(split, split), label, f"{mean} ± {std}", str(values["n"]), worst, str(values["pair"])
                 )

@@ -113,7 +113,9 @@ class OptimizerLayer(nn.Module):
         """The problem of the last level of an image of this size, and where the levels before it have ended."""
         z = self._start(levels[0], size, None)
         for _, solution in self._solutions(levels[:-1], size, Run()):
-            z = self._carried(solution.value, levels[-2], levels[-1])
+            z = solution.value
+        if len(levels) > 1:
+            z = self._carried(z, levels[-2], levels[-1])
         return self.problem(levels[-1], size), z
 
     def _solutions(self, levels: Sequence[Level], size: Sequence[int], run: Run) -> Iterator[tuple[Problem, Solution]]:

@@ -33,12 +33,12 @@ def tre(
     if fixed_points.shape != moving_points.shape:
         raise ValueError(f"{fixed_points.shape[-1]} fixed landmarks do not match {moving_points.shape[-1]} moving ones")
     if order == 1:
-        found = sample(u, fixed_points.to(u))
+        displacement = sample(u, fixed_points.to(u))
     elif order == 3:
-        found = _cubic(u, fixed_points)
+        displacement = _cubic(u, fixed_points)
     else:
         raise ValueError(f"the interpolation order of landmarks must be 1 or 3, not {order!r}")
-    error = fixed_points.to(found) + found - moving_points.to(found)
+    error = fixed_points.to(displacement) + displacement - moving_points.to(displacement)
     return to_mm(error, spacing).norm(dim=1)
 
 

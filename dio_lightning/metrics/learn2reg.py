@@ -23,8 +23,6 @@ from dio_lightning.pair import Pair, in_mm
 
 SHIFT, BORDER = 3, 2
 SCORES = ("dice", "hd95", "tre", "sdlogj", "num_foldings")
-RISING = ("dice",)
-"""Scores where more is better."""
 
 
 def learn2reg(u: Float[Tensor, "1 d *s"], pair: Pair, masked: bool = False) -> dict[str, float]:
@@ -34,18 +32,18 @@ def learn2reg(u: Float[Tensor, "1 d *s"], pair: Pair, masked: bool = False) -> d
     """
     u = u.double()
     v = on_moving_grid(u, pair)
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     if "fixed_label" in pair and "moving_label" in pair:
         labels = pair["fixed_label"], pair["moving_label"]
-        found["dice"] = dice(v, *labels).nanmean().item()
-        found["hd95"] = hd95(v, *labels).nanmean().item()
+        scores["dice"] = dice(v, *labels).nanmean().item()
+        scores["hd95"] = hd95(v, *labels).nanmean().item()
     if "fixed_points" in pair and "moving_points" in pair:
         # millimetres are those of the world, whichever grid the moving landmarks were given on
-        found["tre"] = tre(u, pair["fixed_points"], moving_points(pair), in_mm(pair, u), order=3).mean().item()
+        scores["tre"] = tre(u, pair["fixed_points"], moving_points(pair), in_mm(pair, u), order=3).mean().item()
     if min(u.shape[2:]) > 2 * BORDER:
-        found["sdlogj"] = sdlogj(u, BORDER, pair.get("fixed_mask") if masked else None).item()
-        found["num_foldings"] = float(num_foldings(u))
-    return found
+        scores["sdlogj"] = sdlogj(u, BORDER, pair.get("fixed_mask") if masked else None).item()
+        scores["num_foldings"] = float(num_foldings(u))
+    return scores
 
 
 def dice(
@@ -63,9 +61,9 @@ def hd95(
     largest = max(int(fixed_label.max()), int(moving_label.max()), 0)
     sizes = torch.minimum(label_sizes(fixed_label, largest), label_sizes(moving_label, largest))[0]
     both = (sizes > 0).nonzero().flatten() + 1
-    found = hausdorff_per_label(fixed_label, warped, torch.ones(1, u.shape[1]), both.tolist())[0][0]
+    distances = hausdorff_per_label(fixed_label, warped, torch.ones(1, u.shape[1]), both.tolist())[0][0]
     result = torch.full((largest,), torch.nan, dtype=torch.float64)
-    result[both.cpu() - 1] = found.where(~found.isnan(), torch.inf)
+    result[both.cpu() - 1] = distances.where(~distances.isnan(), torch.inf)
     return result
 
 

@@ -78,9 +78,9 @@ def hausdorff(first: Surface, second: Surface, fractions: Sequence[float]) -> np
     The larger of the two directions; the distance is the first, sorted, at which the accumulated area reaches the
     fraction (no interpolation).
     """
-    there = _quantiles(KDTree(second.points).query(first.points)[0], first.areas, fractions)
+    forth = _quantiles(KDTree(second.points).query(first.points)[0], first.areas, fractions)
     back = _quantiles(KDTree(first.points).query(second.points)[0], second.areas, fractions)
-    return np.maximum(there, back)
+    return np.maximum(forth, back)
 
 
 def _quantiles(distances: np.ndarray, areas: np.ndarray, fractions: Sequence[float]) -> np.ndarray:

@@ -115,12 +115,12 @@ def _triangulations(loop: Sequence[Edge]) -> list[list[Simplex]]:
     """All triangulations: the triangle on the side from first to last edge, then what is left beside it."""
     if len(loop) < 3:
         return [[]]
-    found = []
+    pieces = []
     for k in range(1, len(loop) - 1):
         triangle = (loop[0], loop[k], loop[-1])
         for left, right in itertools.product(_triangulations(loop[: k + 1]), _triangulations(loop[k:])):
-            found.append([*left, *right, triangle])
-    return found
+            pieces.append([*left, *right, triangle])
+    return pieces
 
 
 def _normal(simplex: Simplex) -> np.ndarray:

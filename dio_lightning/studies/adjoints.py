@@ -1,192 +1,208 @@
 """Gradients of the weights by every adjoint at one and the same solution, against the exact implicit gradient."""
 
 import math
-import time
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+from dio_lightning.scores.records import Record, Records
+from dio_lightning.scores.summary import finite_mean
+from dio_lightning.studies.rendering import Line, Panel, Value, draw, table, to_csv
+from dio_lightning.studies.study import PairStudy, option
 
-from dio_lightning.implicit import Adjoint, ImplicitAdjoint, PhantomAdjoint, Solution, spectral_radius
-from dio_lightning.modules import DIO, DEQReg
-from dio_lightning.studies.adjoints_report import FILES, WHOLE, Method, Row, Solve, csv, figure, markdown
-from dio_lightning.studies.equilibrium import Equilibrium, of_deqreg, of_dio
-from dio_lightning.studies.files import free, write
-from dio_lightning.studies.live import MIB, LiveTensors, SavedTensors
-from dio_lightning.studies.loading import Loaded, load_all
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dio_lightning.implicit import Adjoint, ImplicitAdjoint
+    from dio_lightning.loaded import Loaded
 
 DAMPINGS = (0.0, 0.5)
+WHOLE = "whole solve unrolled"
+AT_REST = 1e-4
+"""Relative residual above which a solution is none, and the exact gradient there is of no solution either."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How far solves and adjoints go.
+class Method(NamedTuple):
+    """A kind of adjoint, its steps (0: none) and damping: the condition of this study's records."""
 
-    Args:
-        phantom: numbers of phantom steps, with each of `DAMPINGS`.
-        solve_steps: Anderson's steps to the fixed point of a DEQReg, at most; DIO is solved as it is configured.
-        gmres_steps: products of GMRES, at most; as many fields are kept.
-        gmres_rtol: relative residual at which GMRES has converged.
-        unrolled: steps from the solution that stand for the exact gradient where GMRES does not converge.
-        whole: whether the whole solve is unrolled too, in the memory of all its steps.
+    kind: str
+    steps: int = 0
+    damping: float = 0.0
+
+    def __str__(self) -> str:
+        steps = f", T = {self.steps}" if self.steps else ""
+        damping = f", damping {self.damping:g}" if self.damping else ""
+        jfb = " (JFB)" if self == Method("phantom", 1) else ""
+        return f"{self.kind}{steps}{damping}{jfb}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjoints(PairStudy):
+    """The training loss of test pairs, differentiated by every adjoint.
+
+    Every adjoint starts from the same solution, except for the unrolling of the whole solve. The reference is the exact
+    implicit gradient, dL/dz (I - df/dz)^-1 df/dtheta, where GMRES found it, else many unrolled steps from the solution.
+    Networks compute in float32: the rounding of bfloat16 would hide what is compared. A record's pair is a batch.
 
     Raises:
         ValueError: for a number below 1, or a tolerance that is not positive.
     """
 
-    phantom: Sequence[int] = (1, 2, 3, 5, 10, 20)
-    solve_steps: int = 500
-    gmres_steps: int = 100
-    gmres_rtol: float = 1e-4
-    unrolled: int = 200
-    whole: bool = True
+    name = "adjoints"
+    compares = False
+    phantom: Sequence[int] = option((1, 2, 3, 5, 10, 20), "phantom steps", metavar="T", many="+")
+    solve_steps: int = option(500, "Anderson's steps to the fixed point of DEQReg at most", metavar="N")
+    gmres_steps: int = option(100, "products of GMRES at most", metavar="N")
+    gmres_rtol: float = option(1e-4, "its tolerance", float, "R")
+    unrolled: int = option(200, "steps from the solution that are unrolled where GMRES fails", metavar="N")
+    whole: bool = option(True, "unroll the whole solve too, which needs the memory", bool)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.phantom or min(*self.phantom, self.solve_steps, self.gmres_steps, self.unrolled) < 1:
             raise ValueError(f"{self} has a number of steps below 1, or no phantom step")
         if self.gmres_rtol <= 0:
             raise ValueError(f"gmres_rtol is {self.gmres_rtol}, expected a positive number")
 
+    def check(self, loaded: Sequence["Loaded"]) -> None:
+        """Adjoints are studied on DEQReg and DIO alone, as they are trained."""
+        from dio_lightning.modules import DIO, DEQReg
 
-def adjoints(
-    weights: Sequence[str],
-    out: Path,
-    options: Sequence[str] = (),
-    settings: Settings = Settings(),
-    limit: int | None = None,
-    overwrite: bool = False,
-) -> str:
-    """Differentiate the training loss of test pairs by every adjoint; writes adjoints.csv, .md, .png and .svg.
+        for one in loaded:
+            if not isinstance(one.module, DEQReg | DIO):
+                raise ValueError(f"{one.weights} is {one.module.title}: adjoints are studied on DEQReg and DIO alone")
+            one.module.check_trainable()
 
-    Every adjoint starts from the same solution, except for the unrolling of the whole solve. The reference is the exact
-    implicit gradient, dL/dz (I - df/dz)^-1 df/dtheta, where GMRES found it, else many unrolled steps from the solution.
-    Networks compute in float32: the rounding of bfloat16 would hide what is compared.
+    def measure(self, loaded: "Loaded") -> Iterator[Record]:
+        """Each adjoint against the reference on every batch; memory is counted on the first one."""
+        from dio_lightning.callbacks.cost import clock
+        from dio_lightning.implicit import PhantomAdjoint
+        from dio_lightning.modules import DIO, DEQReg
+        from dio_lightning.studies import equilibrium
 
-    Args:
-        weights: of DEQReg or DIO, trained, as `load` takes them.
-        out: the folder to write to.
-        options: overrides of every model, as `dio-lightning test` takes them.
-        settings: how far solves and adjoints go.
-        limit: pairs at most.
-        overwrite: replace files that are there.
+        assert isinstance(loaded.module, DEQReg | DIO)
+        equilibrium.compute_in_float32(loaded.module)
+        first = True
+        for ids, pair in loaded.batches(self.limit):
+            batch = ("; ".join(fixed for fixed, _ in ids), "; ".join(moving for _, moving in ids))
+            problem = equilibrium.equilibrium(loaded.module, pair, self.solve_steps)
+            reference, about = equilibrium.reference_of(problem, self.exact(), self.unrolled)
+            jfb, _ = problem.fresh().gradient(PhantomAdjoint())
+            for method, adjoint in self.plan(loaded.module.steps).items():
+                fresh, start = problem.fresh(), clock(loaded.module.device)
+                gradient, report = fresh.gradient(adjoint)
+                seconds, (cosine, ratio) = clock(loaded.module.device) - start, equilibrium.compare(gradient, reference)
+                values = {"cosine": cosine, "norm_ratio": ratio, "cosine_jfb": equilibrium.compare(gradient, jfb)[0]}
+                saved, alive = equilibrium.memory_of(problem, adjoint) if first else (math.nan, math.nan)
+                values |= {"seconds": seconds, "saved_mb": saved, "tensors_mb": alive, "gmres_steps": report.steps}
+                values["gmres_residual"] = math.nan if report.residual is None else float(report.residual.max())
+                for quantity, value in (values | about).items():
+                    yield Record(loaded.name, str(loaded.weights), method, batch, quantity, value)
+            first = False
 
-    Returns:
-        The Markdown.
+    def exact(self) -> "ImplicitAdjoint":
+        """The adjoint that is exact where GMRES converges."""
+        from dio_lightning.implicit import ImplicitAdjoint
 
-    Raises:
-        FileNotFoundError, ValueError: for weights, data or settings that are not as expected, before any work.
-        FileExistsError: an output is there.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}, expected at least 1 pair")
-    free(out, FILES, overwrite)
-    loaded = load_all(weights, options)
-    for one in loaded:
-        if not isinstance(one.module, DEQReg | DIO):
-            raise ValueError(f"{one.weights} is {one.module.title}: adjoints are studied on DEQReg and DIO alone")
-        one.module.check_trainable()
-    rows: list[Row] = []
-    for one in loaded:
-        start = time.perf_counter()
-        rows += measure(one, settings, limit)
-        print(f"{one.name} ({one.weights}): {time.perf_counter() - start:.0f} s", flush=True)
-    text, picture = markdown(rows), figure(rows)
-    write(out, dict(zip(FILES, [csv(rows), text, picture, picture], strict=True)))
-    return text
+        return ImplicitAdjoint(self.gmres_rtol, self.gmres_steps, restart=self.gmres_steps)
 
+    def plan(self, steps: int) -> "dict[Method, Adjoint | None]":
+        """The adjoints to compare; None is the unrolling of the whole solve, which takes `steps`."""
+        from dio_lightning.implicit import PhantomAdjoint
 
-def measure(loaded: Loaded, settings: Settings, limit: int | None) -> list[Row]:
-    """All gradients of one method on all its pairs; memory is counted on the first batch."""
-    module, rows = loaded.module, list[Row]()
-    for part in module.modules():
-        if isinstance(getattr(part, "precision", None), str):
-            setattr(part, "precision", "float32")
-    for ids, pair in loaded.batches(limit):
-        assert isinstance(module, DEQReg | DIO)
-        problem = of_deqreg(module, pair, settings.solve_steps) if isinstance(module, DEQReg) else of_dio(module, pair)
-        name = "; ".join(f"{fixed}, {moving}" for fixed, moving in ids)
-        reference, solve = reference_of(problem, settings)
-        jfb, _, _ = _gradient(problem, PhantomAdjoint())
-        for method, adjoint in plan(settings, problem.steps).items():
-            gradient, found, seconds = _gradient(problem, adjoint)
-            saved, tensors = (math.nan, math.nan) if rows and rows[0].pair != name else memory_of(problem, adjoint)
-            cosine, ratio = compare(gradient, reference)
-            report = found.backward
-            residual = math.nan if report.residual is None else float(report.residual.max())
-            costs = (seconds, saved, tensors, report.steps, residual)
-            rows.append(Row(loaded.name, name, method, cosine, ratio, compare(gradient, jfb)[0], *costs, solve))
-    return rows
+        adjoints: dict[Method, Adjoint | None] = {
+            Method("phantom", count, damping): PhantomAdjoint(count, damping)
+            for damping in DAMPINGS
+            for count in self.phantom
+        }
+        # unrolling from the solution is phantom steps without damping
+        adjoints[Method("unrolled from the solution", steps)] = PhantomAdjoint(steps)
+        adjoints[Method("implicit, GMRES")] = self.exact()
+        return adjoints | ({Method(WHOLE, steps): None} if self.whole else {})
 
+    def tables(self, records: Records) -> list[str]:
+        """One row a batch and adjoint."""
+        rows: list[dict[str, Value]] = []
+        for model, _, method, batch, values in records.rows():
+            row: dict[str, Value] = {"model": model, "pair": ", ".join(batch), "adjoint": method.kind}
+            row |= {"steps": method.steps, "damping": method.damping}
+            rows.append(row | values | {"reference": _reference(values["reference"])})
+        return [to_csv(rows)]
 
-def plan(settings: Settings, steps: int) -> dict[Method, Adjoint | None]:
-    """The adjoints to compare; None is the unrolling of the whole solve, which takes `steps`."""
-    found: dict[Method, Adjoint | None] = {
-        Method("phantom", count, damping): PhantomAdjoint(count, damping)
-        for damping in DAMPINGS
-        for count in settings.phantom
-    }
-    # unrolling from the solution is phantom steps without damping
-    found[Method("unrolled from the solution", steps)] = PhantomAdjoint(steps)
-    found[Method("implicit, GMRES")] = _implicit(settings)
-    return found | ({Method(WHOLE, steps): None} if settings.whole else {})
+    def markdown(self, records: Records) -> str:
+        """A table a model: mean and deviation over batches."""
+        heads = ["adjoint", "cosine", "norm ratio", "cosine to JFB", "seconds", "saved MiB", "alive MiB", "GMRES"]
+        parts = [
+            "# Gradients by adjoint",
+            "Cosine and ratio of norms to the reference, over all weights, mean (standard deviation) over batches.\n"
+            "Seconds: forward from the solution and backward. MiB: most tensors saved for backward, and most alive.",
+        ]
+        for model in records.methods:
+            rows = [_row(records, model, method) for method in _methods(records, model)]
+            parts += [f"## {model}", _solves(records, model), table(heads, rows)]
+        return "\n\n".join(parts) + "\n"
 
-
-def reference_of(problem: Equilibrium, settings: Settings) -> tuple[Tensor, Solve]:
-    """The gradient that others are compared with, and how it and the solution were found."""
-    gradient, found, _ = _gradient(problem, _implicit(settings))
-    reached, changed = found.backward.converged is not None and bool(found.backward.converged.all()), math.nan
-    if not reached:
-        # one step at a time: hundreds of graphs would not fit
-        half, gradient = (
-            _gradient(problem, PhantomAdjoint(steps, checkpointed=True))[0]
-            for steps in ((settings.unrolled + 1) // 2, settings.unrolled)
+    def figure(self, records: Records) -> "Figure":
+        """Cosine and norm ratio over phantom steps; the unrolling of the whole solve as a level."""
+        views = (
+            ("cosine", "cosine to the reference", "linear"),
+            ("norm_ratio", "norm over that of the reference", "log"),
         )
-        changed = float((half - gradient).norm() / gradient.norm())
-    solution = problem.solution
-    radius = spectral_radius(problem.update, solution.value, generator=torch.Generator().manual_seed(0))
-    named = "implicit" if reached else f"{settings.unrolled} steps unrolled"
-    return gradient, Solve(
-        named, changed, float(solution.residual.max()), int(solution.steps.max()), float(radius.max())
+        panels = []
+        for quantity, title, scale in views:
+            lines = []
+            for model in records.methods:
+                shown = [m for m in _methods(records, model) if m.kind in ("phantom", WHOLE)]
+                for kind, damping in dict.fromkeys((m.kind, m.damping) for m in shown):
+                    steps = sorted(m.steps for m in shown if (m.kind, m.damping) == (kind, damping))
+                    means = [finite_mean(_values(records, model, Method(kind, k, damping), quantity)) for k in steps]
+                    suffix = f", damping {damping:g}" if kind == "phantom" else ""
+                    lines.append(Line(f"{model}: {kind}{suffix}", steps, means))
+            panels.append(Panel("phantom steps T", title, lines, scale))
+        return draw(*panels)
+
+
+def _methods(records: Records, model: str) -> list[Method]:
+    return list(dict.fromkeys(method for name, _, method, _, _ in records.rows() if name == model))
+
+
+def _values(records: Records, model: str, method: Method, quantity: str) -> list[float]:
+    return list(records.solves(model, quantity, method).values())
+
+
+def _reference(steps: float) -> str:
+    return f"{steps:g} steps unrolled" if steps else "implicit"
+
+
+def _solves(records: Records, model: str) -> str:
+    """How the pairs were solved, and what the gradients are compared with."""
+    method = _methods(records, model)[0]
+    names = ("reference", "reference_change", "residual", "solve_steps", "spectral_radius")
+    references, changes, residuals, steps, radii = (_values(records, model, method, name) for name in names)
+    counts = ", ".join(
+        f"{_reference(count)} for {references.count(count)} of {len(references)}" for count in dict.fromkeys(references)
+    )
+    if any(references):
+        change = max(change for change, count in zip(changes, references, strict=True) if count)
+        counts += f"; over its second half of steps it changes by up to {change:.1%}: far from 0 it is no reference"
+    return (
+        f"Relative residual {fmean(residuals):.1e} (worst {max(residuals):.1e}"
+        f"{'; not at rest' if max(residuals) > AT_REST else ''}) after at most {max(steps):g} steps, spectral radius "
+        f"{fmean(radii):.3f} ({min(radii):.3f} to {max(radii):.3f}). Reference: {counts}."
     )
 
 
-def memory_of(problem: Equilibrium, adjoint: Adjoint | None) -> tuple[float, float]:
-    """MiB: most tensors saved, and most alive, at once, beyond weights, features and the solution."""
-    problem = problem.fresh()
-    known = [*problem.leaves, problem.start, problem.solution.value]
-    with SavedTensors(known) as saved, LiveTensors(known) as tensors, _quiet():
-        problem.gradient(adjoint)
-    return saved.peak / MIB, tensors.peak / MIB
+def _row(records: Records, model: str, method: Method) -> list[str]:
+    cells = [_moments(_values(records, model, method, name)) for name in ("cosine", "norm_ratio", "cosine_jfb")]
+    names = ("seconds", "saved_mb", "tensors_mb", "gmres_steps", "gmres_residual")
+    seconds, saved, alive, products, residuals = (_values(records, model, method, name) for name in names)
+    cells += [f"{fmean(seconds):.2f}", f"{saved[0]:.1f}", f"{alive[0]:.1f}"]
+    worst = f"{fmean(products):.0f} products, residual at most {max(residuals):.2e}" if any(products) else ""
+    return [str(method), *cells, worst]
 
 
-def compare(gradient: Tensor, reference: Tensor) -> tuple[float, float]:
-    """Cosine and ratio of norms; NaN where one is zero or not finite."""
-    a, b = gradient.double(), reference.double()
-    return float((a / a.norm()) @ (b / b.norm())), float(a.norm() / b.norm())
-
-
-def _implicit(settings: Settings) -> ImplicitAdjoint:
-    return ImplicitAdjoint(settings.gmres_rtol, settings.gmres_steps, restart=settings.gmres_steps)
-
-
-def _gradient(problem: Equilibrium, adjoint: Adjoint | None) -> tuple[Tensor, Solution, float]:
-    """The gradient, the solution that it passed, and seconds."""
-    problem = problem.fresh()
-    start = time.perf_counter()
-    with _quiet():
-        gradient, found = problem.gradient(adjoint)
-    if gradient.device.type == "cuda":
-        torch.cuda.synchronize(gradient.device)
-    return gradient, found, time.perf_counter() - start
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Where GMRES does not converge, the table says so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "ImplicitAdjoint reached")
-        yield
+def _moments(values: Sequence[float]) -> str:
+    finite = [value for value in values if math.isfinite(value)]
+    text = f"{fmean(finite):.4f} ({pstdev(finite):.4f})" if finite else ""
+    return text if len(finite) == len(values) else f"{text} not finite for {len(values) - len(finite)}".strip()

@@ -1,162 +1,137 @@
 """What becomes of a registration when it takes other steps than it was trained with (DEQReg, Table 2)."""
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from dio_lightning.scores.records import NO_PAIR, Record, Records, of_batch
+from dio_lightning.studies.rendering import Line, Panel, Value, draw, table, to_csv
+from dio_lightning.studies.study import PairStudy, check_steps, option, scored_steps
 
-from dio_lightning.fields import resize
-from dio_lightning.layers import Record, Run
-from dio_lightning.modules import RegistrationModule
-from dio_lightning.pair import Pair
-from dio_lightning.studies.convergence_report import FILES, Curve, curves_csv, figure, markdown
-from dio_lightning.studies.files import free, write
-from dio_lightning.studies.loading import Loaded, PairId, load_all
-from dio_lightning.studies.scoring import check_counts, score, seen_steps
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dio_lightning.loaded import Loaded
+
+QUANTITIES = ("dice", "folds", "sdlogj", "residual")
 
 
-def convergence(
-    weights: Sequence[str],
-    out: Path,
-    options: Sequence[str] = (),
-    steps: int = 96,
-    at: Sequence[int] | None = None,
-    limit: int | None = None,
-    overwrite: bool = False,
-) -> str:
-    """Score every test pair after each step; writes convergence.csv, .md, .png and .svg, returns the Markdown.
+@dataclass(frozen=True, kw_only=True)
+class Convergence(PairStudy):
+    """Scores of every test pair after each step.
 
     Coarser levels take the steps that they were trained with; no sample stops early at the finest one. A method that
     takes no steps, does not report them, or was trained with more than are asked for, is run as it was trained.
 
-    Args:
-        weights: as `load` takes them; those of one name are its seeds.
-        out: the folder to write to.
-        options: overrides of every model, as `dio-lightning test` takes them.
-        steps: how many are taken at the finest level.
-        at: after which of them scores are taken; by default all in 2-D, ever fewer in 3-D.
-        limit: pairs at most.
-        overwrite: replace files that are there.
-
     Raises:
-        FileNotFoundError, ValueError: for weights or data that are not as expected, before any work.
-        FileExistsError: an output is there.
+        ValueError: if there is no step, or none of that number.
     """
-    check_counts(steps, at, limit)
-    free(out, FILES, overwrite)
-    loaded = load_all(weights, options)
-    _check_seeds(loaded)
-    curves: list[Curve] = []
-    while loaded:
-        start, one = time.perf_counter(), loaded.pop(0)
-        curves.append(follow(one, steps, at, limit, curves[0].pairs if curves else None))
-        spent = time.perf_counter() - start
-        print(f"{one.name} ({one.weights}): {len(curves[-1].pairs)} pairs in {spent:.0f} s", flush=True)
-    text = markdown(curves, steps)
-    picture = figure(curves)
-    write(out, dict(zip(FILES, [curves_csv(curves), text, picture, picture], strict=True)))
-    return text
+
+    name = "convergence"
+    steps: int = option(96, "how many are taken")
+    at: Sequence[int] | None = option(
+        None, "steps after which scores are taken (default: all in 2-D, ever fewer in 3-D)", metavar="STEP", many="+"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_steps(self.steps, self.at)
+
+    def check(self, loaded: Sequence["Loaded"]) -> None:
+        """Weights of one name are one method, trained with one number of steps."""
+        first: dict[str, Loaded] = {}
+        for one in loaded:
+            other = first.setdefault(one.name, one)
+            if type(one.module) is not type(other.module) or one.module.steps != other.module.steps:
+                raise ValueError(
+                    f"{one.weights} and {other.weights} differ in method or steps ({one.module.steps} and "
+                    f"{other.module.steps}), so they are no seeds of {one.name!r}: tell them apart by NAME=WEIGHTS"
+                )
+
+    def measure(self, loaded: "Loaded") -> Iterator[Record]:
+        """Scores under their step, and the number of trained steps under 0."""
+        from dio_lightning.studies.watching import as_trained, scores_by_step, takes_steps
+
+        seed, trained = str(loaded.weights), loaded.module.steps
+        yield Record(loaded.name, seed, 0, NO_PAIR, "trained", trained)
+        varied = trained <= self.steps and takes_steps(loaded.module)
+        for ids, pair in loaded.batches(self.limit):
+            at = scored_steps(self.at, pair["fixed"].ndim - 2, self.steps, [trained])
+            scores = scores_by_step(loaded, pair, self.steps, at) if varied else {}
+            varied = bool(scores)
+            for step, values in (scores or {trained: as_trained(loaded, pair)}).items():
+                for quantity, value in values.items():
+                    yield from of_batch(loaded.name, seed, step, ids, quantity, value.tolist())
+
+    def tables(self, records: Records) -> list[str]:
+        """A row per weights and step: mean and standard deviation of each score over n pairs."""
+        rows: list[dict[str, Value]] = []
+        for name, seed in records.weights:
+            for step in records.conditions(name, "dice", seed):
+                row: dict[str, Value] = {
+                    "method": name,
+                    "weights": seed,
+                    "trained_steps": _trained(records, name),
+                    "step": step,
+                }
+                row["n"] = records.moments(name, "dice", step, seed).n
+                for quantity in QUANTITIES:
+                    taken = records.moments(name, quantity, step, seed)
+                    row |= {quantity: taken.mean, f"{quantity}_std": taken.std} if taken.n else {}
+                rows.append(row)
+        return [to_csv(rows)]
+
+    def markdown(self, records: Records) -> str:
+        """The paper's Table 2: Dice and folds after the trained steps, the best steps and the last step."""
+        heads = [head for when in ("trained steps", "best steps", "last step") for head in (when, "Dice", "folds (%)")]
+        rows = []
+        for name in records.methods:
+            trained, shown = _trained(records, name), records.conditions(name, "dice")
+            best = max(shown, key=lambda step: _dice(records, name, step))
+            rows.append([name, *(cell for step in (trained, best) for cell in _cells(records, name, step))])
+            rows[-1] += _cells(records, name, self.steps) if len(shown) > 1 else ["–"] * 3
+        return f"{table(['method', *heads], rows)}\n\n{_caption(records)}\n"
+
+    def figure(self, records: Records) -> "Figure":
+        """Dice and folds over steps, a tick at the trained ones; the band holds all seeds."""
+        dice, folds = ([_line(records, name, q) for name in records.methods] for q in ("dice", "folds"))
+        return draw(Panel("steps", "Dice", dice), Panel("steps", "folds (%)", folds, "symlog"))
 
 
-def follow(
-    loaded: Loaded, steps: int, at: Sequence[int] | None, limit: int | None, known: Sequence[PairId] | None = None
-) -> Curve:
-    """The scores of one set of weights after each step, on the pairs `known` if they are given.
-
-    Raises:
-        ValueError: if the pairs are others.
-    """
-    module = loaded.module
-    curve = Curve(loaded.name, str(loaded.weights), module.steps, {})
-    varied = curve.trained <= steps and takes_steps(module)
-    for ids, pair in loaded.batches(limit):
-        place = len(curve.pairs)
-        if known is not None and ids != list(known[place : place + len(ids)]):
-            raise ValueError(f"{loaded.weights} is tested on the pair {ids[0]}, the first weights are not")
-        found = None
-        if varied:
-            found = _watched(loaded, pair, steps, seen_steps(at, pair["fixed"].ndim - 2, steps, [curve.trained]))
-            varied = found is not None
-        if found is None:
-            with torch.no_grad():
-                found = {curve.trained: score(module.register(pair), pair, loaded.scores)}
-        for step, scores in found.items():
-            for name, values in scores.items():
-                curve.add(name, step, ids, values.tolist())
-    if known is not None and curve.pairs != list(known):
-        raise ValueError(f"{loaded.weights} has {len(curve.pairs)} test pairs, the first weights {len(known)}")
-    return curve
+def _trained(records: Records, name: str) -> int:
+    return int(records.pairs(name, "trained", 0)[NO_PAIR])
 
 
-def takes_steps(module: RegistrationModule) -> bool:
-    """Whether a method takes steps at its finest level, and their number may be set."""
-    if module.steps < 1:
-        return False
-    try:
-        module.steps = module.steps
-    except ValueError:
-        return False
-    return True
+def _dice(records: Records, name: str, step: int) -> float:
+    dice = records.moments(name, "dice", step).mean
+    return -math.inf if math.isnan(dice) else dice
 
 
-def _watched(loaded: Loaded, pair: Pair, steps: int, at: Sequence[int]) -> dict[int, dict[str, Tensor]] | None:
-    """Scores of one batch by step, None if the method does not report its steps."""
-    watch = _Watch(loaded, pair, at)
-    with torch.no_grad():
-        loaded.module.register(pair, Run(steps=steps, observe=watch))
-    return watch.all() if watch.last is not None else None
+def _cells(records: Records, name: str, step: int) -> list[str]:
+    """The step, and Dice and folds after it."""
+    taken = [records.moments(name, quantity, step) for quantity in ("dice", "folds")]
+    return [str(step), *(f"{one.mean:.3f} ± {one.std:.3f}" if one.n else "none" for one in taken)]
 
 
-@dataclass
-class _Watch:
-    """Scores the states of a batch as they come, at the steps that are wanted."""
-
-    loaded: Loaded
-    pair: Pair
-    at: Sequence[int]
-    found: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    count: int = 0
-    last: Tensor | None = None
-
-    def __call__(self, record: Record) -> None:
-        """See one state; of the finest level, the last that is entered, those after a step count."""
-        if record.step == 0:
-            self.count, self.found, self.last = 0, {}, None
-            return
-        u, self.count = record.displacement, record.step
-        if self.count in self.at:
-            self.found[self.count] = {**self._score(u), "residual": _change(u, self.last)}
-        self.last = u.clone()
-
-    def all(self) -> dict[int, dict[str, Tensor]]:
-        """Scores by step; a batch whose samples all broke off keeps its last state."""
-        assert self.last is not None
-        missing = [step for step in self.at if step > self.count]
-        if missing:
-            scores = self._score(self.last) | {"residual": _change(self.last, None)}
-            self.found |= {step: scores for step in missing}
-        return self.found
-
-    def _score(self, u: Tensor) -> dict[str, Tensor]:
-        return score(resize(u, self.pair["fixed"].shape[2:]), self.pair, self.loaded.scores)
+def _line(records: Records, name: str, quantity: str) -> Line:
+    steps, seeds = records.conditions(name, quantity), records.seeds(name)
+    line = Line(name, steps, [records.moments(name, quantity, k).mean for k in steps], tick=_trained(records, name))
+    if len(seeds) == 1:
+        return line
+    each = [[records.moments(name, quantity, k, seed).mean for seed in seeds] for k in steps]
+    return replace(line, low=[min(means) for means in each], high=[max(means) for means in each])
 
 
-def _change(u: Tensor, before: Tensor | None) -> Tensor:
-    """||u - before|| / ||u|| of every sample (b,), NaN where nothing is known of the state before."""
-    size = u.flatten(1).norm(dim=1)
-    return torch.full_like(size, torch.nan) if before is None else (u - before).flatten(1).norm(dim=1) / (size + 1e-9)
-
-
-def _check_seeds(loaded: Sequence[Loaded]) -> None:
-    """Weights of one name are one method, trained with one number of steps."""
-    first: dict[str, Loaded] = {}
-    for one in loaded:
-        other = first.setdefault(one.name, one)
-        if type(one.module) is not type(other.module) or one.module.steps != other.module.steps:
-            raise ValueError(
-                f"{one.weights} and {other.weights} differ in method or steps ({one.module.steps} and "
-                f"{other.module.steps}), so they are no seeds of {one.name!r}: tell them apart by NAME=WEIGHTS"
-            )
+def _caption(records: Records) -> str:
+    first = records.methods[0]
+    step = records.conditions(first, "dice")[0]
+    n, pairs = records.moments(first, "dice", step).n, len(records.pairs(first, "dice", step))
+    seeds = [f"{name} {count}" for name in records.methods if (count := len(records.seeds(name))) > 1]
+    return (
+        f"Mean ± standard deviation over {n} pair{'s' if n != 1 else ''}"
+        + (f" of subjects ({pairs} slices)" if n < pairs else "")
+        + "; steps are those of the finest level, no pair stops early; "
+        + "best: the highest mean Dice of the steps seen, on these same pairs."
+        + (f" Means over seeds: {', '.join(seeds)}." if seeds else "")
+    )

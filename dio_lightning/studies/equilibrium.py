@@ -1,24 +1,31 @@
-"""A test pair brought to rest, and what a gradient of its loss is taken with respect to."""
+"""A test pair brought to rest, and gradients of its loss by any adjoint."""
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dio_lightning.footprint import MIB, LiveTensors, SavedTensors
 from dio_lightning.implicit import (
     Adjoint,
     AdjointReport,
     Anderson,
+    ImplicitAdjoint,
     Never,
+    PhantomAdjoint,
     Residual,
     Solution,
     UnrolledAdjoint,
-    Update,
     iterate,
+    spectral_radius,
 )
-from dio_lightning.implicit.adjoints import Solve
+from dio_lightning.layers import Problem
 from dio_lightning.layers.optimizer import pyramid
+from dio_lightning.level import Level
 from dio_lightning.losses import at_size
 from dio_lightning.modules import DIO, DEQReg
 from dio_lightning.pair import Pair
@@ -28,94 +35,142 @@ TIGHT = Residual(1e-5)
 
 @dataclass(frozen=True)
 class Equilibrium:
-    """A solution and the maps around it; adjoints differ in nothing but how they join them."""
+    """A finest level at rest; adjoints differ in nothing but how they join its solution to its problem."""
 
-    update: Update
+    module: DIO | DEQReg
+    pair: Pair
+    """On the grid of the level."""
+    level: Level
+    """Its features hold the graph to the weights; those of the problem are cut from it."""
+    problem: Problem
     start: Tensor
     """z0 (b, ...) of the solve as it is trained."""
     solution: Solution
     """Without a graph."""
-    solve: Solve
-    """The solve as it is trained, from z0."""
-    steps: int
-    """How many steps that one takes, at most."""
-    loss: Callable[[Tensor], Tensor]
-    """The training loss of a state (b, ...)."""
-    leaves: Sequence[Tensor]
-    """What the update holds: weights, or features."""
-    to_weights: Callable[[Sequence[Tensor]], Sequence[Tensor]]
-    """Gradients of the leaves to gradients of the weights."""
-    again: "Callable[[], Equilibrium] | None" = None
+    cut: Sequence[Tensor]
+    """Features of the problem, if they are learned: the gradient passes them."""
+    again: "Callable[[], Equilibrium] | None"
     """The same once more, where the update holds a graph, which a gradient uses up."""
 
     def fresh(self) -> "Equilibrium":
         """An equilibrium of which no gradient has been taken."""
         return self if self.again is None else self.again()
 
-    def gradient(self, adjoint: Adjoint | None) -> tuple[Tensor, Solution]:
-        """dL/dθ of all weights, flat, and the solution that it passed; None unrolls the solve as it is trained."""
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What the problem depends on: features, and weights of the layer."""
+        return [*self.cut, *(p for p in self.module.layer.parameters() if p.requires_grad)]
+
+    def gradient(self, adjoint: Adjoint | None) -> tuple[Tensor, AdjointReport]:
+        """dL/dθ of all weights, flat, and how it was found; None unrolls the solve as it is trained."""
         if adjoint is None:
-            found = UnrolledAdjoint()(self.solve, self.update, self.start)
+            end = _as_trained(self.module, self.problem, self.start)
         else:
             solution = replace(self.solution, backward=AdjointReport())
-            found = adjoint(lambda _: solution, self.update, self.start)
-        loss = self.loss(found.value)
-        of_leaves = torch.autograd.grad(loss, list(self.leaves), allow_unused=True, materialize_grads=True)
-        return torch.cat([gradient.flatten() for gradient in self.to_weights(of_leaves)]), found
+            end = adjoint(lambda _: solution, self.problem.update, self.start)
+        assert self.module.objective is not None
+        loss = self.module.objective(self.pair, self.problem.displacement(end.value))["loss"]
+        leaves, weights = self.leaves, [p for p in self.module.parameters() if p.requires_grad]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "ImplicitAdjoint reached")  # the table says where it did not converge
+            of = dict(zip(map(id, leaves), _gradients([loss], leaves), strict=True))
+        through = [of.get(id(p)) for p in weights]
+        if self.cut:
+            features = [self.level.fixed, self.level.moving]
+            passed = _gradients(features, weights, [of[id(x)] for x in self.cut])
+            through = [g if own is None else g + own for g, own in zip(passed, through, strict=True)]
+        return torch.cat([gradient.flatten() for gradient in through if gradient is not None]), end.backward
 
 
-def of_deqreg(module: DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
-    """The fixed point, by Anderson's steps until the relative residual is 1e-5 or `max_steps` are taken."""
-    (problem, start), work, objective = module.problem(pair), module.work(pair), module.objective
-    assert objective is not None
+def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
+    """The finest level at rest, from where the coarser ones have ended.
 
-    def solve(z: Tensor) -> Solution:
-        return iterate(
-            problem.update, z, module.layer.solver, max_steps=module.steps, stop=Never(), advance=problem.advance
-        )
+    A DEQReg takes Anderson's steps until the relative residual is 1e-5 or `max_steps` are taken; DIO is solved as it is
+    trained.
+    """
+    work = module.work(pair)
+    fixed, moving, grids = module.pyramids(work, pair)
+    size = work["fixed"].shape[2:]
+    levels = pyramid(fixed, moving, grids, size, work)
+    start = module.layer.finest(levels, size)[1].detach()
+    level, pair = levels[-1], at_size(work, levels[-1].size)
 
-    with torch.no_grad():
-        solution = iterate(problem.update, start, Anderson(), max_steps=max_steps, stop=TIGHT, advance=problem.advance)
-    return Equilibrium(
-        problem.update,
-        start,
-        solution,
-        solve,
-        module.steps,
-        lambda z: objective(work, problem.displacement(z))["loss"],
-        [p for p in module.parameters() if p.requires_grad],
-        lambda gradients: gradients,
+    def at_rest() -> Equilibrium:
+        f, m = (x.detach().requires_grad_(x.requires_grad) for x in (level.fixed, level.moving))
+        problem = module.layer.problem(replace(level, fixed=f, moving=m), size)
+        with torch.no_grad():
+            if isinstance(module, DEQReg):
+                advance = problem.advance
+                solution = iterate(problem.update, start, Anderson(), max_steps=max_steps, stop=TIGHT, advance=advance)
+            else:
+                solution = _as_trained(module, problem, start)
+        cut = [x for x in (f, m) if x.requires_grad]
+        return Equilibrium(module, pair, level, problem, start, solution, cut, at_rest if cut else None)
+
+    return at_rest()
+
+
+def _as_trained(module: DIO | DEQReg, problem: Problem, start: Tensor) -> Solution:
+    """The solve as it is trained, with the graph of all its steps where gradients are enabled."""
+    stop = Never() if isinstance(module, DEQReg) else None
+    return module.layer.solve(problem, start, module.steps, UnrolledAdjoint(), stop)
+
+
+def _gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], arriving: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """Of the outputs with respect to the inputs, zero where they do not depend on one."""
+    return torch.autograd.grad(
+        list(outputs), list(inputs), arriving, retain_graph=bool(arriving), allow_unused=True, materialize_grads=True
     )
 
 
-def of_dio(module: DIO, pair: Pair) -> Equilibrium:
-    """The finest level as it is trained, its start by the coarser ones; gradients pass its features alone."""
-    work, objective, layer, steps = module.work(pair), module.objective, module.layer, module.steps
-    assert objective is not None
-    fixed, moving, grids = module.pyramids(work, pair)
-    size = work["fixed"].shape[2:]
-    levels, weights = pyramid(fixed, moving, grids, size, work), [p for p in module.parameters() if p.requires_grad]
-    start, small = layer.finest(levels, size)[1].detach(), at_size(work, fixed[-1].shape[2:])
+def reference_of(problem: Equilibrium, exact: ImplicitAdjoint, unrolled: int) -> tuple[Tensor, dict[str, float]]:
+    """The gradient that others are compared with, and how it and the solution were found, the worst of the batch.
 
-    def to_weights(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        finest = [fixed[-1], moving[-1]]
-        return torch.autograd.grad(
-            finest, weights, list(gradients), retain_graph=True, allow_unused=True, materialize_grads=True
+    "reference" is the number of unrolled steps, 0 for the exact gradient; "reference_change" how much the second half
+    of them changes it: near 1, it grows and is no reference.
+    """
+    gradient, report = problem.fresh().gradient(exact)
+    solution, change = problem.solution, math.nan
+    implicit = report.converged is not None and bool(report.converged.all())
+    if not implicit:
+        # one step at a time: hundreds of graphs would not fit
+        half, gradient = (
+            problem.fresh().gradient(PhantomAdjoint(steps, checkpointed=True))[0]
+            for steps in ((unrolled + 1) // 2, unrolled)
         )
+        change = float((half - gradient).norm() / gradient.norm())
+    radius = spectral_radius(problem.problem.update, solution.value, generator=torch.Generator().manual_seed(0))
+    about = {"reference": 0 if implicit else unrolled, "reference_change": change}
+    about |= {"residual": float(solution.residual.max()), "solve_steps": int(solution.steps.max())}
+    return gradient, about | {"spectral_radius": float(radius.max())}
 
-    def solved() -> Equilibrium:
-        f, m = (features[-1].detach().requires_grad_() for features in (fixed, moving))
-        problem = layer.problem(replace(levels[-1], fixed=f, moving=m), size)
 
-        def solve(z: Tensor) -> Solution:
-            return iterate(problem.update, z, layer.solver, max_steps=steps, stop=layer.stop, advance=problem.advance)
+def memory_of(problem: Equilibrium, adjoint: Adjoint | None) -> tuple[float, float]:
+    """MiB: most tensors saved, and most alive, at once, beyond weights, features and the solution."""
+    problem = problem.fresh()
+    apart = [*problem.leaves, problem.start, problem.solution.value]
+    with SavedTensors(apart) as saved, LiveTensors(apart) as tensors:
+        problem.gradient(adjoint)
+    return saved.peak / MIB, tensors.peak / MIB
 
-        with torch.no_grad():
-            solution = solve(start)
 
-        def loss(z: Tensor) -> Tensor:
-            return objective(small, problem.displacement(z))["loss"]
+def compare(gradient: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Cosine and ratio of norms; NaN where one is zero or not finite."""
+    a, b = gradient.double(), reference.double()
+    return float((a / a.norm()) @ (b / b.norm())), float(a.norm() / b.norm())
 
-        return Equilibrium(problem.update, start, solution, solve, steps, loss, [f, m], to_weights, solved)
 
-    return solved()
+@runtime_checkable
+class _Rounded(Protocol):
+    """A network that may compute in bfloat16."""
+
+    precision: str
+
+
+def compute_in_float32(module: nn.Module) -> None:
+    """Switch bfloat16 off in every network of a method."""
+    for part in module.modules():
+        if isinstance(part, _Rounded):
+            part.precision = "float32"
