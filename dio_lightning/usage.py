@@ -159,7 +159,13 @@ def _no_class(name: str, sentence: str, owner: str) -> str:
     if tail in classes and tail != name:
         return f"{head}, it is {_public(classes[tail])} now"
     listed = sorted(name for name, cls in classes.items() if len(classes) <= MANY or _package(cls.__module__) in OURS)
-    return head + (f" (expected one of {', '.join(listed)})" if listed else "") + nearest(tail, classes)
+    hint = nearest(tail, classes)
+    # a long list would push the name that was meant out of the sentence
+    return (
+        head
+        + (f" (expected one of {', '.join(listed)})" if listed and not (hint and len(listed) > MANY) else "")
+        + hint
+    )
 
 
 def _expected(key: str, owner: str) -> list[type]:

@@ -31,8 +31,8 @@ def sentence(capsys, *arguments):
         (["fit", *TINY, "--data.roots", "x"], "(in data_modules.SyntheticPairs), its options are size, num_labels"),
         (["fit", *TINY, "--model.layer.itertions", "[1, 1]"], "did you mean 'iterations'?"),
         (
-            ["fit", *TINY, "--model.layer.transformation", "BSpline"],
-            "no class 'BSpline' (expected one of Affine, Diffeomorphism, FreeForm, StationaryVelocity",
+            ["fit", *TINY, "--model.layer.transformation", "Demons"],
+            "no class 'Demons' (expected one of Affine, BSpline, Diffeomorphism, FreeForm, StationaryVelocity",
         ),
         (["fit", *TINY, "--model.optimizer", "Adamm"], "did you mean 'Adam'?"),
         (["fit", *TINY, "--model.layer.solver", "adam"], "did you mean 'Adam'?"),
