@@ -64,10 +64,15 @@ class RegistrationModule(FiniteSteps):
     def align(self, work: Pair, pair: Pair, run: Run = Run()) -> list[Solution]:
         """The solutions, coarse to fine, for a pair on the working grid; `pair` is what it was made from.
 
+        A subclass has this, or a `forward` of its own.
+
         Raises:
             ValueError: for a run that the method cannot be given: steps or a start where it takes no steps.
         """
-        raise NotImplementedError
+        if type(self).forward is RegistrationModule.forward:
+            raise NotImplementedError(f"{type(self).__name__} has neither align nor forward")
+        self.expect_no_steps(run)
+        return self(work["fixed"], work["moving"])
 
     @property
     def title(self) -> str:

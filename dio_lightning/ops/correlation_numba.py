@@ -25,9 +25,9 @@ def mean(a: Tensor, b: Tensor, window: int, floor: float, signed: bool, both: bo
     value = torch.empty(x.shape[0] * x.shape[2], dtype=torch.float64)
     _threads()
     zeros, across = (_zero(x), _zero(y)), window if a.ndim == 5 else 1
-    correlation_kernels.moments(x.numpy(), y.numpy(), *zeros, radius, planes.numpy())
+    correlation_kernels.moments(x.numpy(), y.numpy(), *zeros, radius, planes)
     settings = (radius, (across, window, window), floor, signed)
-    correlation_kernels.correlations(planes.numpy(), *zeros, *settings, value.numpy(), slopes.numpy())
+    correlation_kernels.correlations(planes, *zeros, *settings, value.numpy(), slopes.numpy())
     return value.sum() / a.numel(), slopes
 
 
@@ -37,9 +37,9 @@ def gradient(slopes: Tensor, images: tuple[Tensor, Tensor], place: int, window: 
     planes, out = _planes(3, x), torch.empty_like(x)
     _threads()
     which = torch.tensor([0, 1 + 2 * place, 2 + 2 * place])
-    correlation_kernels.spread(slopes.numpy(), which.numpy(), radius, planes.numpy())
+    correlation_kernels.spread(slopes.numpy(), which.numpy(), radius, planes)
     factor /= x.numel()
-    correlation_kernels.gradient(planes.numpy(), x.numpy(), y.numpy(), _zero(x), _zero(y), radius, factor, out.numpy())
+    correlation_kernels.gradient(planes, x.numpy(), y.numpy(), _zero(x), _zero(y), radius, factor, out.numpy())
     return out.view(images[place].shape)
 
 
@@ -48,15 +48,15 @@ def _zero(image: Tensor) -> np.ndarray:
     return image.flatten(1).mean(1).double().numpy()
 
 
-def _planes(count: int, image: Tensor) -> Tensor:
+def _planes(count: int, image: Tensor) -> np.ndarray:
     """Memory for float64 volumes (count, n, s0, s1, s2), whatever it holds."""
     size = count * image.numel()
-    kept: Tensor | None = getattr(_memory, "kept", None)
+    kept: np.ndarray | None = getattr(_memory, "kept", None)
     if kept is None or len(kept) < size:
-        kept = torch.empty(size, dtype=torch.float64)
+        kept = np.empty(size)
         if size <= _KEPT:
             _memory.kept = kept
-    return kept[:size].view(count, *image.shape)
+    return kept[:size].reshape(count, *image.shape)
 
 
 def _lift(image: Tensor) -> Tensor:
