@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         VoxelMorph,
     )
     from dio_lightning.pair import Pair
+    from dio_lightning.registration import Registration, register
     from dio_lightning.transforms import Chain, ImageGrid, read_transform, warp_image, warp_points, write_transform
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
     "Picard",
     "Precomputed",
     "Refinement",
+    "Registration",
     "RegistrationModule",
     "Residual",
     "Solution",
@@ -72,6 +74,7 @@ __all__ = [
     "jacobian_determinant",
     "load",
     "read_transform",
+    "register",
     "resize",
     "warp",
     "warp_image",
@@ -80,7 +83,7 @@ __all__ = [
 ]
 
 
-PARTS = ("pair", "implicit", "fields", "transforms", "losses", "layers", "modules", "api")
+PARTS = ("pair", "implicit", "fields", "transforms", "losses", "layers", "modules", "api", "registration")
 """Where names are looked up: lower floors first, which the later ones import anyway."""
 
 

@@ -25,6 +25,7 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning export   --ckpt_path CHECKPOINT OUT.safetensors
   dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
   dio-lightning study    NAME WEIGHTS [WEIGHTS ...] --out FOLDER
+  dio-lightning register FIXED MOVING --out FOLDER
   dio-lightning transform apply|invert|compose|convert --help
 
 Options may come in any order. Later --config files win over earlier ones, the command line over all of them, and all of
@@ -60,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    commands = (*RUNS, "configs", "export", "compare", "study", "check", "transform", "evaluate", "submit")
+    commands = (*RUNS, "configs", "export", "compare", "study", "check", "register", "transform", "evaluate", "submit")
     if argv[0] not in commands:
         hint = nearest(argv[0], commands)
         fail(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}{hint}")
@@ -80,6 +81,10 @@ def _dispatch(argv: list[str]) -> None:
         if code := check(argv[1:]):
             raise SystemExit(code)
         return None
+    if argv[0] == "register":
+        from dio_lightning.registration.command import register
+
+        return register(argv[1:])
     if argv[0] == "transform":
         from dio_lightning.transform_command import transform
 

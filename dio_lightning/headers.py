@@ -148,28 +148,26 @@ def read_header(path: Path) -> Header:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist, expected an image")
     try:
-        image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
-        if not isinstance(image, SpatialImage) or image.affine is None:
-            raise Unreadable(path, "holds no volume, expected a NIfTI, MGH or Analyze file")
-        affine, source, unit = _affine(image)
-        disagreeing = _disagreeing(image.header)
-        dtype = np.dtype(image.get_data_dtype())
+        return header_of(nib.load(path), path)  # pyright: ignore[reportPrivateImportUsage]
     except Unreadable:
         raise
     # a header of random bytes is refused in many ways
     except (*UNREADABLE, OverflowError, MemoryError, KeyError, np.linalg.LinAlgError) as error:
         raise Unreadable(path, _why(error, path)) from error
-    return Header(
-        path,
-        tuple(int(extent) for extent in image.shape),
-        dtype,
-        affine,
-        source,
-        unit,
-        _scale(image),
-        disagreeing,
-        image=image,
-    )
+
+
+def header_of(image: Any, path: Path) -> Header:  # noqa: ANN401
+    """The header of an image that nibabel has read, or that was never in a file; `path` is what sentences call it.
+
+    Raises:
+        Unreadable: if it is no volume.
+    """
+    if not isinstance(image, SpatialImage) or image.affine is None:
+        raise Unreadable(path, "holds no volume, expected a NIfTI, MGH or Analyze file")
+    affine, source, unit = _affine(image)
+    shape = tuple(int(extent) for extent in image.shape)
+    dtype = np.dtype(image.get_data_dtype())
+    return Header(path, shape, dtype, affine, source, unit, _scale(image), _disagreeing(image.header), image=image)
 
 
 def without_last_single(shape: Sequence[int]) -> tuple[int, ...]:

@@ -42,6 +42,7 @@ FLOORS: dict[str, float] = {
     "dio_lightning.studies": 6,
     "dio_lightning.challenge": 6,
     "dio_lightning.checking": 6,
+    "dio_lightning.registration": 6,
     "dio_lightning.api": 6,
     "dio_lightning.cli": 6,
     "dio_lightning.usage": 1,

@@ -332,3 +332,19 @@ def test_a_tensor_without_its_batch_gets_one_sentence(call) -> None:
 def test_an_array_gets_one_sentence() -> None:
     with pytest.raises(ValueError, match="the image is of type ndarray, expected a tensor"):
         Intensity()(torch.zeros(1, 1, 8, 8).numpy())
+
+
+@pytest.mark.parametrize("size", [(34, 32, 30), (28, 26, 24)], ids=str)
+def test_few_parameters_are_not_held_back_by_the_noise_of_a_field(size) -> None:
+    """A12: windows of little contrast push images that agree all over the field; for an affine model they cancel."""
+    axes = torch.meshgrid(*[torch.linspace(-1.25, 1.25, n) for n in size], indexing="ij")
+    inside = torch.sigmoid(30 * (0.9 - sum((x * (1 + 0.25 * k)) ** 2 for k, x in enumerate(axes))))
+    texture = gaussian_smooth(torch.randn(1, 1, *size), 1.6)
+    moving = inside * (0.6 + 0.12 * texture / texture.std()).clamp(0.1, 1)
+    u = torch.zeros(1, 3, *size)
+    u[:, 0] = 0.6
+    layer = OptimizerLayer([60], ImageDescent(LNCC(7), sigma=0.0), Adam(0.1), Affine(), stop=Never(), field_sigma=0.0)
+    with torch.no_grad():
+        left = (layer([warp(moving, u)], [moving])[-1].value - u)[0].norm(dim=0)
+        still = layer([moving], [moving])[-1].value
+    assert left[inside > 0.5].mean() < 0.4 and not bool(still.any())

@@ -17,6 +17,7 @@ from dio_lightning.implicit.batch import norm, spread
 from dio_lightning.level import Level
 from dio_lightning.losses import Diffusion, FeatureDistance, Term
 from dio_lightning.losses.distance import Matched
+from dio_lightning.losses.term import Energy
 from dio_lightning.transformations import Transformation
 
 AGREED = 1.01
@@ -98,6 +99,7 @@ class BoundDescent:
         self.roughness = Diffusion(weight=settings.regularity).on(level)
         self.energy: Tensor | None = None
         self._least: dict[int, Tensor] = {}
+        self._agreed: Tensor | None = None
 
     def __call__(self, z: Float[Tensor, "b d ..."]) -> Float[Tensor, "b d ..."]:
         """One plain step; differentiable in z and in the features."""
@@ -120,12 +122,50 @@ class BoundDescent:
 
     def direction(self, z: Tensor) -> Tensor:
         """Minus the gradient of the energy with respect to the parameters, before smoothing."""
-        return -self.transformation.gradient(z, self.level.size, self.slope)
+        model, size = self.transformation, self.level.size
+        if model.dense or torch.is_grad_enabled():
+            return -model.gradient(z, size, self.slope)
+        # of few parameters, it is their gradient that images that agree bound: over a field, noise averages out
+        self.energy = None
+        compared = model.gradient(z, size, lambda u: self._part(u, self.parts, [t.compares for t in self.terms]))
+        others = model.gradient(
+            z, size, lambda u: self._part(u, self.parts, [not t.compares for t in self.terms], True)
+        )
+        if self._agreed is None:
+            parts = [t.on(self.level.agreeing) if t.compares else None for t in self.terms]
+            kept, start = self.energy, model.initial(self.level.fixed)
+            agreed = model.gradient(start, size, lambda u: self._part(u, parts, [t.compares for t in self.terms]))
+            self._agreed, self.energy = AGREED * norm(agreed), kept
+        return -(torch.where(spread(norm(compared) <= self._agreed, compared), 0, compared) + others)
 
     def slope(self, u: Tensor) -> Tensor:
         """Gradient of the energy with respect to the displacement; keeps the energy."""
         value, slope = self.parts[0].slope(u)
         return self._total(u, value, self.quiet(slope))
+
+    def _part(
+        self, u: Tensor, parts: Sequence[Energy | None], chosen: Sequence[bool], regularised: bool = False
+    ) -> Tensor:
+        """The weighted slopes of some terms; their energies are added to what is kept."""
+        voxels, total, energy = prod(u.shape[2:]), torch.zeros_like(u), u.new_zeros(len(u))
+        for part, term, on in zip(parts, self.terms, chosen, strict=True):
+            if on and part is not None:
+                value, slope = part.slope(u)
+                energy, total = energy + term.weight * value.detach(), total + term.weight * slope
+        total, energy = self._scaled(total, energy, voxels)
+        if regularised and (weight := self.settings.regularity) > 0:
+            value, slope = self.roughness.slope(u)
+            energy, total = energy + weight * voxels * value.detach(), total + weight * slope
+        self.energy = energy if self.energy is None else self.energy + energy
+        return total
+
+    def _scaled(self, total: Tensor, energy: Tensor, voxels: int) -> tuple[Tensor, Tensor]:
+        """Slope and energy as sums over voxels, or in the coordinates of the official code."""
+        if self.settings.normalise:
+            return total, energy * voxels
+        half = total.new_tensor([(extent - 1) / 2 for extent in total.shape[2:]])
+        # once for the gradient, once for the step
+        return total / voxels * half.view(1, -1, *[1] * (total.ndim - 2)) ** 2, energy
 
     def _total(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
         """The weighted sum of all terms' slopes, given energy and slope of the first; keeps the sum of energies."""
@@ -136,11 +176,7 @@ class BoundDescent:
             weight = self.terms[i].weight
             energy = energy + weight * value.detach()
             total = total + weight * (self.quiet(slope, i) if self.terms[i].compares else slope)
-        if self.settings.normalise:
-            energy = energy * voxels
-        else:
-            half = u.new_tensor([(extent - 1) / 2 for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
-            total = total / voxels * half**2  # once for the gradient, once for the step
+        total, energy = self._scaled(total, energy, voxels)
         if (weight := self.settings.regularity) > 0:
             value, slope = self.roughness.slope(u)
             energy, total = energy + weight * voxels * value.detach(), total + weight * slope

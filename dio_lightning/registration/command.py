@@ -1,0 +1,130 @@
+"""`dio-lightning register FIXED MOVING --out FOLDER`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dio_lightning.errors import fail
+from dio_lightning.files import expect_free
+from dio_lightning.usage import CommandParser
+
+EXAMPLES = """examples:
+  dio-lightning register fixed.nii.gz moving.nii.gz --out result
+  dio-lightning register fixed.nii.gz moving.nii.gz --out result --stages rigid
+  dio-lightning register fixed.nii.gz moving.nii.gz --out result --warp-labels atlas_of_moving.nii.gz
+  dio-lightning register fixed.nii.gz moving.nii.gz --out result --model weights.safetensors --transformation FreeForm
+
+FOLDER then holds warped.nii.gz (the moving image on the fixed grid), transform.h5 and inverse.h5 (ITK composites that
+SimpleITK, ANTs and Slicer read), affine.tfm and displacement.nii.gz (the same in two parts), picture.png and
+report.json. Exit codes: 0 good, 0 with a warning doubtful, 3 failed, 2 wrong input.
+"""
+TRANSFORMATIONS = ("FreeForm", "Diffeomorphism", "StationaryVelocity", "BSpline")
+FAILED = 3
+
+
+def parser() -> CommandParser:
+    """The command's options."""
+    made = CommandParser(
+        "dio-lightning register",
+        description="Bring a moving image onto a fixed one: rigid, affine, deformable.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("fixed", type=Path, metavar="FIXED", help="the image that stays: NIfTI, MGH or Analyze")
+    made.add_argument("moving", type=Path, metavar="MOVING", help="the image that is brought to it")
+    made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where results go")
+    stages = "comma-separated, of rigid, affine, deformable (default: all)"
+    made.add_argument("--stages", default="rigid,affine,deformable", metavar="LIST", help=stages)
+    model = "weights for the deformable stage (default: local correlation of the images, nothing trained)"
+    made.add_argument("--model", type=Path, metavar="FILE", help=model)
+    made.add_argument("--transformation", choices=TRANSFORMATIONS, help="of the deformable stage, not the model's")
+    made.add_argument("--start", type=Path, metavar="TRANSFORM", help="affine to go on from (.tfm, .mat, .txt)")
+    made.add_argument("--fixed-labels", type=Path, metavar="FILE", help="label map of the fixed image, to be matched")
+    made.add_argument("--moving-labels", type=Path, metavar="FILE", help="label map of the moving image")
+    labels = "the labels to match (default: all)"
+    made.add_argument("--prompt-label", type=int, nargs="+", metavar="N", help=labels)
+    made.add_argument("--prompt-weight", type=float, default=1.0, metavar="W", help="their weight (default: 1)")
+    made.add_argument("--warp-images", type=Path, nargs="+", default=[], metavar="FILE", help="more images to warp")
+    made.add_argument("--warp-labels", type=Path, nargs="+", default=[], metavar="FILE", help="label maps to warp")
+    made.add_argument("--device", default="cpu", help="of the deformable stage: cpu, cuda (default: %(default)s)")
+    made.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    made.add_argument("--quiet", action="store_true", help="print the verdict alone")
+    made.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
+    return made
+
+
+def register(argv: Sequence[str]) -> None:
+    """Run the command; exits with code 3 if the result is judged to have failed."""
+    options = parser().parse_args(argv)
+    if options.prompt_label and options.fixed_labels is None:
+        fail("register: --prompt-label names labels of --fixed-labels and --moving-labels, expected both maps")
+    passengers = [(path, "linear") for path in options.warp_images] + [
+        (path, "nearest") for path in options.warp_labels
+    ]
+    taken = _free(options, [path for path, _ in passengers])
+    from dio_lightning.headers import read_header
+    from dio_lightning.registration.pipeline import register as run
+
+    for path, _ in passengers:
+        read_header(path)
+    result = run(options.fixed, options.moving, tell=_teller(options), **_arguments(options))
+    written = result.save(options.out, options.overwrite)
+    from dio_lightning.registration.result import save_image
+
+    for (path, mode), target in zip(passengers, taken, strict=True):
+        save_image(target, result.warp(path, mode=mode))
+        written.append(target)
+    if options.json:
+        print(json.dumps(result.report(), indent=2))
+    else:
+        print(f"{result.quality.verdict}: {result.quality.sentence}")
+        print(f"wrote {options.out}" if options.quiet else "wrote " + ", ".join(str(path) for path in written))
+    if result.quality.verdict == "doubtful":
+        sys.stderr.write(f"dio-lightning: warning: {result.quality.sentence}\n")
+    if result.quality.verdict == "failed":
+        raise SystemExit(FAILED)
+
+
+def _free(options: argparse.Namespace, passengers: Sequence[Path]) -> list[Path]:
+    """Where passengers go; names that are taken, twice given or there are refused."""
+    from dio_lightning.headers import stem
+
+    targets = [options.out / f"warped_{stem(path.name)}.nii.gz" for path in passengers]
+    if len(set(targets)) < len(targets):
+        fail("register: two files to warp have one name, expected names of their own")
+    if options.out.is_file():
+        fail(f"register: {options.out} is a file, expected a folder for the results")
+    if not options.overwrite and (options.out / "report.json").exists():
+        raise FileExistsError(f"{options.out} holds another registration: choose another folder, or give --overwrite")
+    expect_free(targets, options.overwrite)
+    return targets
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options as `registration.register` takes them."""
+    from dio_lightning import transformations
+    from dio_lightning.losses import LabelPrompt
+    from dio_lightning.transforms import read_transform
+
+    kind = options.transformation
+    prompted = options.fixed_labels is not None or options.moving_labels is not None
+    return {
+        "stages": [stage.strip() for stage in options.stages.split(",") if stage.strip()],
+        "model": options.model,
+        "transformation": None if kind is None else getattr(transformations, kind)(),
+        "terms": [LabelPrompt(options.prompt_label, weight=options.prompt_weight)] if prompted else [],
+        "start": None if options.start is None else read_transform(options.start),
+        "fixed_labels": options.fixed_labels,
+        "moving_labels": options.moving_labels,
+        "device": options.device,
+    }
+
+
+def _teller(options: argparse.Namespace) -> Callable[[str], None]:
+    """What is told the stages: a line each on stderr."""
+    if options.quiet or options.json:
+        return lambda text: None
+    return lambda text: print(f"  {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,69 @@
+"""The grid on which a rigid or affine stage works: equal voxels, aligned with the fixed image's axes."""
+
+from math import ceil
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dio_lightning.fields import gaussian_average, sample
+from dio_lightning.registration.scan import Scan
+from dio_lightning.transforms import ImageGrid
+
+
+def isotropic(grid: ImageGrid, edge: float, margin: float = 0.0) -> ImageGrid:
+    """A grid of voxels of this edge in mm with the axes and the centre of another one, larger by this share a side.
+
+    A rotation in its voxels is one in millimetres. Axes that are not at right angles lose their shear (`body_axes`).
+    """
+    d, size = len(grid.size), np.array(grid.size)
+    axes, order = body_axes(grid)
+    extent = (grid.spacing * (size - 1) * (1 + 2 * margin))[order]
+    new = [max(4, ceil(float(e) / edge) + 1) for e in extent]
+    affine = np.eye(4)
+    affine[:3, :3] = axes * edge
+    centre = grid.affine[:3, :d] @ ((size - 1) / 2) + grid.affine[:3, 3]
+    affine[:3, 3] = centre - affine[:3, :d] @ ((np.array(new) - 1) / 2)
+    return ImageGrid(tuple(new), affine)
+
+
+def body_axes(grid: ImageGrid) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Three directions at right angles (3, 3), as columns, close to a grid's axes, and which axis each of them is.
+
+    They are in the order and direction closest to right, anterior, superior, so that how an image is stored changes
+    nothing; the third of a plane is its normal.
+    """
+    d = len(grid.size)
+    left, _, right = np.linalg.svd(grid.affine[:3, :d] / grid.spacing, full_matrices=False)
+    axes: NDArray[np.float64] = left @ right
+    turn = io_orientation(np.block([[axes, np.zeros((3, 1))], [np.zeros((1, d)), np.ones((1, 1))]]))
+    order = np.argsort(turn[:, 0])
+    axes = np.asarray((axes * turn[:, 1])[:, order], dtype=np.float64)
+    return (axes if d == 3 else np.column_stack([axes, np.cross(axes[:, 0], axes[:, 1])])), order
+
+
+def blurred(scan: Scan, edge: float) -> Float[Tensor, "1 1 *s"]:
+    """Normalised intensities, smoothed for voxels of this edge in mm: by half of what the image's own ones lack."""
+    sigmas = [0.5 * np.sqrt(max(edge**2 - s**2, 0.0)) / s for s in scan.grid.spacing]
+    return gaussian_average(scan.normalised, [float(s) if s > 0.3 else 0.0 for s in sigmas])
+
+
+def seen_at(
+    image: Float[Tensor, "1 1 *s"],
+    grid: ImageGrid,
+    matrices: NDArray[np.float64],
+    onto: ImageGrid,
+    mode: str = "linear",
+) -> Float[Tensor, "b 1 *t"]:
+    """An image of one grid on another one, under each of several matrices (b, 4, 4) from world to world; 0 outside."""
+    points = onto.points()
+    places = []
+    for matrix in matrices:
+        turned = torch.from_numpy(matrix).to(points)
+        moved = torch.einsum("ij,j...->i...", turned[:3, :3], points)
+        moved = moved + turned[:3, 3].view(-1, *[1] * (moved.ndim - 1))
+        places.append(grid.voxels(moved).to(image))
+    return sample(image, torch.stack(places), mode, "zeros")

@@ -1,0 +1,170 @@
+"""From two images to a transform: stages in their order, composed exactly."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dio_lightning.layers import Record, Run
+from dio_lightning.losses import Term
+from dio_lightning.modules import RegistrationModule
+from dio_lightning.pair import Pair
+from dio_lightning.registration.deformable import changed, deform, local_correlation
+from dio_lightning.registration.grids import seen_at
+from dio_lightning.registration.linear import Kind, align
+from dio_lightning.registration.quality import judge
+from dio_lightning.registration.result import Registration
+from dio_lightning.registration.scan import Image, Scan
+from dio_lightning.transformations import Transformation
+from dio_lightning.transforms import Affine, Chain, ImageGrid, Transform
+
+Stage = Literal["rigid", "affine", "deformable"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+Tell = Callable[[str], None]
+
+
+def register(
+    fixed: Image,
+    moving: Image,
+    *,
+    stages: Sequence[Stage] = STAGES,
+    model: RegistrationModule | str | Path | None = None,
+    transformation: Transformation | None = None,
+    terms: Sequence[Term] = (),
+    start: Transform | None = None,
+    fixed_affine: NDArray | None = None,
+    moving_affine: NDArray | None = None,
+    fixed_labels: Image | None = None,
+    moving_labels: Image | None = None,
+    device: str = "cpu",
+    tell: Tell = lambda text: None,
+) -> Registration:
+    """Register the moving image onto the fixed one.
+
+    Args:
+        fixed: a file, a nibabel image, or values (*s); two or three dimensions, any orientation, spacing and type.
+        moving: likewise; it may lie on another grid.
+        stages: in their order, each once at most in a row: `rigid` and `affine` start from many places, unless a
+            transform is given to start from; `deformable` comes last.
+        model: a trained module, or the file of its weights, for the deformable stage; None: local correlation of the
+            images, for which nothing is trained.
+        transformation: of the deformable stage, in place of the model's.
+        terms: what the deformable stage descends on besides, such as `LabelPrompt`.
+        start: a transform from the fixed world to the moving one that stages go on from; its linear part alone.
+        fixed_affine: of bare values, voxels to RAS millimetres.
+        moving_affine: likewise.
+        fixed_labels: label map on the fixed image's grid, for terms that compare labels.
+        moving_labels: likewise on the moving image's.
+        device: where the deformable stage runs.
+        tell: is told each stage as it begins.
+
+    Returns:
+        The transform, what it makes of images and points, and how far it is to be trusted.
+
+    Raises:
+        FileNotFoundError, ValueError: with one sentence, before any long work starts.
+    """
+    began = time.perf_counter()
+    _check_stages(stages)
+    scans = Scan.of(fixed, fixed_affine, "the fixed image"), Scan.of(moving, moving_affine, "the moving image")
+    _check_pair(*scans)
+    labels = _labels(scans, fixed_labels, moving_labels)
+    module = _module(model, scans[0], transformation, terms, device) if "deformable" in stages else None
+    matrix, report = _matrix(start), list[dict[str, Any]]()
+    kinds: list[Kind] = [stage for stage in stages if stage != "deformable"]
+    if kinds:
+        clock = time.perf_counter()
+        matrix = align(*scans, kinds, matrix, tell)
+        report.append({"stage": " and ".join(kinds), "seconds": time.perf_counter() - clock})
+    chain = Chain([Affine(np.eye(4) if matrix is None else matrix)])
+    if module is not None:
+        tell(f"deformable, {module.title}")
+        clock, last = time.perf_counter(), dict[int, Record]()
+        extras = _extras(scans, labels, chain.links[0].matrix)  # type: ignore[union-attr]
+        field = deform(module, *scans, chain.links[0].matrix, extras, Run(observe=lambda r: last.update({r.level: r})))  # type: ignore[union-attr]
+        levels = [{"level": level, "steps": record.step} for level, record in sorted(last.items())]
+        report.append({"stage": "deformable", "seconds": time.perf_counter() - clock, "levels": levels})
+        chain = Chain([field, *chain.links])
+    tell("inverse")
+    inverse = chain.inverse(scans[1].grid)
+    quality = judge(*scans, chain, inverse)
+    seconds = time.perf_counter() - began
+    method = module.title if module is not None else ""
+    return Registration(*scans, chain, inverse, quality, {"method": method, "stages": report, "seconds": seconds})
+
+
+def _check_stages(stages: Sequence[str]) -> None:
+    wrong = [stage for stage in stages if stage not in STAGES]
+    if not stages or wrong or "deformable" in stages[:-1]:
+        raise ValueError(
+            f"stages are {', '.join(stages) or 'none'}, expected some of {', '.join(STAGES)}, a deformable one last"
+        )
+
+
+def _check_pair(fixed: Scan, moving: Scan) -> None:
+    if len(fixed.grid.size) != len(moving.grid.size):
+        sizes = f"{len(fixed.grid.size)} and {len(moving.grid.size)}"
+        raise ValueError(f"{fixed.name} and {moving.name} have {sizes} dimensions, expected as many")
+
+
+def _matrix(start: Transform | None) -> NDArray[np.float64] | None:
+    """The linear part of a transform to start from."""
+    if start is None:
+        return None
+    links = start.links if isinstance(start, Chain) else [start]
+    if not all(isinstance(link, Affine) for link in links):
+        raise ValueError("the transform to start from has a displacement field, expected affines alone")
+    matrix = np.eye(4)
+    for link in links:
+        matrix = cast(Affine, link).matrix @ matrix
+    return matrix
+
+
+def _module(
+    model: RegistrationModule | str | Path | None,
+    fixed: Scan,
+    transformation: Transformation | None,
+    terms: Sequence[Term],
+    device: str,
+) -> RegistrationModule:
+    if model is None:
+        module: RegistrationModule = local_correlation(fixed.grid.size)
+    elif isinstance(model, RegistrationModule):
+        module = model
+    else:
+        from dio_lightning.api import load
+
+        module = load(model)
+    changed(module, transformation, terms)
+    return module.eval().to(device)
+
+
+def _labels(scans: tuple[Scan, Scan], *images: Image | None) -> tuple[Scan, Scan] | None:
+    """Label maps on the grids of their images.
+
+    Raises:
+        ValueError: if one is missing, or lies on another grid.
+    """
+    if all(image is None for image in images):
+        return None
+    if any(image is None for image in images):
+        raise ValueError("labels of one image alone are given, expected those of both or of none")
+    maps = tuple(Scan.of(cast(Image, image), name="a label map") for image in images)
+    for scan, label in zip(scans, maps, strict=True):
+        if not label.grid.like(scan.grid):
+            raise ValueError(f"{label.name} lies on another grid than {scan.name}, expected the same voxels")
+    return cast(tuple[Scan, Scan], maps)
+
+
+def _extras(scans: tuple[Scan, Scan], labels: tuple[Scan, Scan] | None, matrix: NDArray[np.float64]) -> Pair:
+    """What terms need besides the images, on the fixed grid."""
+    if labels is None:
+        return cast(Pair, {})
+    fixed, moving = labels
+    places = ImageGrid(scans[1].grid.size, scans[1].grid.affine)
+    placed = seen_at(moving.values, places, matrix[None], scans[0].grid, "nearest")
+    return cast(Pair, {"fixed_label": fixed.values.to(torch.int16), "moving_label": placed.to(torch.int16)})

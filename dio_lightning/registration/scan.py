@@ -1,0 +1,110 @@
+"""An image and where it lies: whatever a user has, checked before anything is done with it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from nibabel.spatialimages import SpatialImage
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dio_lightning.errors import times
+from dio_lightning.headers import Header, header_of, read_header
+from dio_lightning.transforms import ImageGrid
+
+SHORTEST = 4
+"""Voxels that an axis has at least."""
+Image = str | Path | SpatialImage | NDArray | Tensor
+"""What is taken for an image: a file, a nibabel image, or values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One image in the world.
+
+    Attributes:
+        values: (1, 1, *s) float32, as they are.
+        grid: its voxels in the world, RAS millimetres.
+        header: of its file or nibabel image, in whose type results are stored; None for bare values.
+        name: what sentences call it.
+    """
+
+    values: Float[Tensor, "1 1 *s"]
+    grid: ImageGrid
+    header: Header | None
+    name: str
+
+    @classmethod
+    def of(cls, image: Image, affine: NDArray | None = None, name: str = "the image") -> "Scan":
+        """A scan of a file, of a nibabel image, or of values (*s) with an affine.
+
+        Args:
+            image: of two or three dimensions, in any orientation, type and unit.
+            affine: (4, 4), voxels to RAS millimetres, for bare values alone; None: voxels of 1 mm.
+            name: what sentences call it where it has no file.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: if it is no image of real, finite numbers in two or three dimensions, is constant, or does not
+                say where it lies.
+        """
+        if isinstance(image, SpatialImage | str | Path):
+            if affine is not None:
+                raise ValueError(f"{name} has an affine of its own, expected none beside it")
+            header = header_of(image, Path(name)) if isinstance(image, SpatialImage) else read_header(Path(image))
+            name = str(header.path)
+            _check_header(header, name)
+            return cls(_checked(header.values(), name), ImageGrid.of(header), header, name)
+        values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+        matrix = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
+        return cls(_checked(values, name), ImageGrid(values.shape, matrix), None, name)
+
+    @property
+    def normalised(self) -> Float[Tensor, "1 1 *s"]:
+        """Intensities between 0 and 1: from the 0.5 % to the 99.5 % quantile of the values above the least."""
+        flat = self.values.flatten()
+        step = max(1, len(flat) // 2**22)  # quantile takes 2^24 values at most
+        some = flat[::step]
+        low = torch.quantile(some, 0.005)
+        inside = some[some > low]
+        high = torch.quantile(inside if len(inside) else some, 0.995)
+        if not high > low:
+            low, high = some.min(), some.max()
+        return ((self.values - low) / (high - low)).clamp(0, 1)
+
+
+def _check_header(header: Header, name: str) -> None:
+    """Raises ValueError if the header is not that of a scan."""
+    if header.dtype.kind not in "iuf":
+        raise ValueError(f"{name} holds {header.dtype}, expected real numbers, one a voxel")
+    if header.dimension not in (2, 3):
+        shape = times(header.stored_shape)
+        raise ValueError(f"{name} has {header.dimension} dimensions ({shape}), expected one image of 2 or 3")
+    if header.cut_off:
+        raise ValueError(f"{name} cannot be read to its end ({header.cut_off}), expected a whole image")
+    if not header.invertible:
+        raise ValueError(f"{name} has an affine that is not invertible, expected one that says where it lies")
+
+
+def _checked(values: NDArray, name: str) -> Float[Tensor, "1 1 *s"]:
+    """Values (*s) as a tensor, if they are those of a scan."""
+    if values.dtype.kind not in "iufb":
+        raise ValueError(f"{name} holds {values.dtype}, expected real numbers, one a voxel")
+    if values.ndim not in (2, 3):
+        raise ValueError(f"{name} has {values.ndim} dimensions ({times(values.shape)}), expected one image of 2 or 3")
+    if min(values.shape) < SHORTEST:
+        short = int(np.argmin(values.shape))
+        raise ValueError(
+            f"{name} has {times(values.shape)} voxels, expected at least {SHORTEST} along axis {short}; a plane is an "
+            "image of two dimensions"
+        )
+    wrong = int((~np.isfinite(values)).sum()) if values.dtype.kind == "f" else 0
+    if wrong:
+        raise ValueError(f"{name} has {wrong} values that are NaN or infinite, expected finite ones")
+    # huge integers and doubles keep their contrast, not their zero
+    floats = np.ascontiguousarray((values.astype(np.float64)).astype(np.float32))
+    if not floats.size or floats.min() == floats.max():
+        raise ValueError(f"{name} is {floats.flat[0]:g} everywhere, expected an image with some contrast")
+    return torch.from_numpy(floats)[None, None]

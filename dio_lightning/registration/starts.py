@@ -1,0 +1,122 @@
+"""Where a rigid or affine stage may start: the identity, centres, moments, and turns about the fixed image's axes."""
+
+from itertools import product
+from math import cos, radians, sin
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dio_lightning.registration.grids import body_axes, seen_at
+from dio_lightning.registration.scan import Scan
+from dio_lightning.registration.similarity import normalised_information
+from dio_lightning.transforms import ImageGrid
+
+Matrices = NDArray[np.float64]
+"""(n, 4, 4), RAS millimetres of the fixed world to those of the moving one."""
+BATCH = 16
+TURNS = (-30.0, -15.0, 0.0, 15.0, 30.0)
+"""Degrees about each axis."""
+
+
+def starts(fixed: Scan, moving: Scan) -> Matrices:
+    """The identity; principal axes onto principal axes; turns about the centres of mass and of the images."""
+    axes, _ = body_axes(fixed.grid)
+    matrices = [np.eye(4)]
+    masses, middles = [_mass(scan) for scan in (fixed, moving)], [_middle(scan) for scan in (fixed, moving)]
+    for turn in _turns(axes, len(fixed.grid.size), TURNS):
+        matrices.append(_about(turn, masses[0][0], masses[1][0]))
+    for turn in _turns(axes, len(fixed.grid.size), TURNS[::2]):
+        matrices.append(_about(turn, *middles))
+    for turn in _principal(masses[0][1], masses[1][1], len(fixed.grid.size), axes):
+        matrices.append(_about(turn, masses[0][0], masses[1][0]))
+    return np.stack(matrices)
+
+
+def best_starts(
+    fixed: torch.Tensor,
+    grid: ImageGrid,
+    blurred: torch.Tensor,
+    moving: Scan,
+    all_starts: Matrices,
+    keep: int,
+    apart: float,
+) -> Matrices:
+    """Those of the highest information that take the grid's corners `apart` mm from one another, on average."""
+    scores = information(fixed, grid, blurred, moving, all_starts)
+    kept: list[NDArray] = []
+    corners = _corners(grid)
+    for index in np.argsort(-scores):
+        places = (all_starts[index] @ corners)[:3]
+        if all(np.linalg.norm(places - other, axis=0).mean() > apart for other in (_of(m, corners) for m in kept)):
+            kept.append(all_starts[index])
+        if len(kept) == keep:
+            break
+    return np.stack(kept)
+
+
+def information(
+    fixed: torch.Tensor, grid: ImageGrid, blurred: torch.Tensor, moving: Scan, matrices: Matrices
+) -> NDArray[np.float64]:
+    """Normalised mutual information of the fixed image and the moving one under each matrix."""
+    parts = [
+        normalised_information(seen_at(blurred, moving.grid, matrices[i : i + BATCH], grid), fixed)
+        for i in range(0, len(matrices), BATCH)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def _of(matrix: NDArray, corners: NDArray) -> NDArray:
+    return (matrix @ corners)[:3]
+
+
+def _corners(grid: ImageGrid) -> NDArray[np.float64]:
+    d = len(grid.size)
+    ends = product(*[(0.0, n - 1.0) for n in grid.size])
+    return grid.affine @ np.array([(*end, *[0.0] * (3 - d), 1.0) for end in ends]).T
+
+
+def _turns(axes: NDArray, d: int, degrees: tuple[float, ...]) -> list[NDArray[np.float64]]:
+    """Rotations (3, 3) by all combinations of angles; of a plane, about its normal alone."""
+    angles = product(degrees, repeat=3) if d == 3 else ((0.0, 0.0, angle) for angle in degrees)
+    return [axes @ _rotation(*map(radians, angle)) @ axes.T for angle in angles]
+
+
+def _rotation(a: float, b: float, c: float) -> NDArray[np.float64]:
+    about_x = np.array([[1, 0, 0], [0, cos(a), -sin(a)], [0, sin(a), cos(a)]])
+    about_y = np.array([[cos(b), 0, sin(b)], [0, 1, 0], [-sin(b), 0, cos(b)]])
+    about_z = np.array([[cos(c), -sin(c), 0], [sin(c), cos(c), 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def _mass(scan: Scan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centre (3,) and second moments (3, 3) of what is brighter than the mean, in mm."""
+    image = scan.normalised[0, 0]
+    inside = image > image.mean()
+    points = scan.grid.points()[:, inside]
+    return points.mean(1).numpy(), torch.cov(points).numpy()
+
+
+def _middle(scan: Scan) -> NDArray[np.float64]:
+    d = len(scan.grid.size)
+    return scan.grid.affine[:3, :d] @ ((np.array(scan.grid.size) - 1) / 2) + scan.grid.affine[:3, 3]
+
+
+def _about(turn: NDArray, centre: NDArray, onto: NDArray) -> NDArray[np.float64]:
+    """The map that turns about a centre and takes it onto another point."""
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = turn, onto - turn @ centre
+    return matrix
+
+
+def _principal(one: NDArray, two: NDArray, d: int, axes: NDArray) -> list[NDArray[np.float64]]:
+    """The rotations that take principal axes of one onto those of the other: each may point either way."""
+    frames = [axes[:, :d] @ np.linalg.eigh(axes[:, :d].T @ moments @ axes[:, :d])[1] for moments in (one, two)]
+    turns = []
+    for signs in product((1.0, -1.0), repeat=d):
+        turn = frames[1] * signs @ frames[0].T
+        if d == 2:
+            turn = turn + np.outer(axes[:, 2], axes[:, 2])
+        if np.linalg.det(turn) > 0:
+            turns.append(turn)
+    return turns
