@@ -42,7 +42,7 @@ class Level:
         """Fixed and moving image of the pair on this grid; the features where there is no pair."""
         if self.pair is None:
             return self.fixed, self.moving
-        return self.seen(self.pair["fixed"]), self.seen(self.pair["moving"])
+        return self.carried(self.pair["fixed"]), self.carried(self.pair["moving"])
 
     @property
     def agreeing(self) -> "Level":
@@ -50,7 +50,7 @@ class Level:
         pair = self.pair if self.pair is None else Pair(fixed=self.pair["fixed"], moving=self.pair["fixed"])
         return replace(self, moving=self.fixed, pair=pair)
 
-    def seen(self, image: Float[Tensor, "b c *t"]) -> Float[Tensor, "b c *s"]:
+    def carried(self, image: Float[Tensor, "b c *t"]) -> Float[Tensor, "b c *s"]:
         """An image on the grid of the pair's, brought to this one: block means, or smoothed and resampled."""
         place, old = self.place, image.shape[2:]
         if place == spanning(old, old):

@@ -59,11 +59,6 @@ FLOORS: dict[str, float] = {
 # functions whose length has a reason: compiled kernels unroll the corners of a cell by hand
 LONG = {"kernel", "backward", "_compile_forward"}
 SAY_NOTHING = {"found", "known", "seen", "told", "there"}
-UNNAMED = tuple(
-    f"dio_lightning/{place}"
-    for place in (*("implicit/iterate", "layers/", "level", "losses/", "modules/", "transformations", "updates/"),)
-)
-"""Where the words above still stand."""
 FILES = sorted([*ROOT.glob("dio_lightning/**/*.py"), *ROOT.glob("data_modules/**/*.py")])
 
 
@@ -130,8 +125,6 @@ def test_no_imports_run_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_names_say_what_they_name(path: Path) -> None:
-    if str(path.relative_to(ROOT)).startswith(UNNAMED):
-        pytest.skip("not renamed yet")
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names |= {str(getattr(node, key, "")) for key in ("id", "arg", "name")} | (

@@ -74,7 +74,7 @@ class _Masks(Energy):
         self._chunks = [labels[i : i + AT_ONCE] for i in range(0, len(labels), AT_ONCE)]
 
         def masks(chunk: Sequence[int]) -> tuple[Tensor, Tensor]:
-            f, m = (level.seen(torch.cat([x == k for k in chunk], 1).to(dtype)) for x in (fixed, moving))
+            f, m = (level.carried(torch.cat([x == k for k in chunk], 1).to(dtype)) for x in (fixed, moving))
             has = f.new_tensor([[k in here for k in chunk] for here in present])
             spread = f.flatten(2).std(dim=2)
             root = torch.where(spread > 0, has / spread, 0).sqrt().view(*has.shape, *[1] * (f.ndim - 2))

@@ -137,14 +137,14 @@ class DEQReg(IterativeModule):
 
     def validation_step(self, pair: Pair, index: int) -> dict[str, Tensor]:
         """The displacement of one batch and its loss; logs the spectral radius if asked."""
-        found = super().validation_step(pair, index)
+        outputs = super().validation_step(pair, index)
         if self.spectral_steps:
             problem, start = self.problem(pair)
             solution = self.layer.solve(problem, start, self.steps)
             generator = torch.Generator().manual_seed(0)
             radius = spectral_radius(problem.update, solution.value, self.spectral_steps, generator)
             self.log("val/spectral_radius", radius.mean(), batch_size=len(radius), sync_dist=True)
-        return found
+        return outputs
 
     def _start(self, pair: Pair) -> tuple[Pair, Tensor]:
         """The pair that is trained, on the working grid, and the parameters from which its solve starts."""
@@ -178,12 +178,12 @@ class DEQReg(IterativeModule):
         """What is asked of f at the last state, and their weighted sum, "penalty"."""
         z = z.detach().requires_grad_(self.jacobian_weight > 0)
         fz = update(z)
-        found = {"residual_squared": (fz - z).square().sum(1).mean()}
-        penalty = self.residual_weight * found["residual_squared"]
+        terms = {"residual_squared": (fz - z).square().sum(1).mean()}
+        penalty = self.residual_weight * terms["residual_squared"]
         if self.jacobian_weight:
-            found["jacobian"] = jacobian_energy(z, fz).mean()
-            penalty = penalty + self.jacobian_weight * found["jacobian"]
-        return {**found, "penalty": penalty}
+            terms["jacobian"] = jacobian_energy(z, fz).mean()
+            penalty = penalty + self.jacobian_weight * terms["jacobian"]
+        return {**terms, "penalty": penalty}
 
     def _adjoint(self) -> Adjoint:
         """How gradients pass a state now."""

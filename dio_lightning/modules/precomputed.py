@@ -43,7 +43,7 @@ class Precomputed(RegistrationModule):
     def __init__(self, folder: str, refine: Refinement | None = None) -> None:
         super().__init__(refine=refine)
         self.folder = Path(folder).expanduser()
-        self._found: dict[Ids, Path] = {}
+        self._files: dict[Ids, Path] = {}
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder} is no folder, expected one with displacement fields")
 
@@ -55,7 +55,7 @@ class Precomputed(RegistrationModule):
     def setup(self, stage: str) -> None:
         """Looks for the files of all pairs, and reads them, before the first one is scored."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        if data is not None and not self._found:
+        if data is not None and not self._files:
             self.examine(data, stage)
 
     def examine(self, data: Any, stage: str) -> None:  # noqa: ANN401
@@ -67,10 +67,10 @@ class Precomputed(RegistrationModule):
         listed = listed_pairs(data, split)
         if listed is None:
             listed = [(sample["fixed_id"], sample["moving_id"]) for sample in samples_of(dataset)]
-        self._found = find_all(self.folder, listed)
+        self._files = find_all(self.folder, listed)
         problems: list[str] = []
         for sample in samples_of(dataset):
-            path = self._found[sample["fixed_id"], sample["moving_id"]]
+            path = self._files[sample["fixed_id"], sample["moving_id"]]
             try:
                 read_displacement(path, sample["fixed"].shape[1:], affine_of(sample))
             except ValueError as error:
@@ -87,7 +87,7 @@ class Precomputed(RegistrationModule):
             raise ValueError("displacements in files need pairs with a fixed_id and a moving_id")
         fields = []
         for index, ids in enumerate(zip(pair["fixed_id"], pair["moving_id"], strict=True)):
-            path = self._found.get(ids) or find_field(self.folder, *ids)
+            path = self._files.get(ids) or find_field(self.folder, *ids)
             affine = pair["affine"][index].double().cpu().numpy() if "affine" in pair else None
             fields.append(read_displacement(path, fixed.shape[2:], affine))
         u = torch.stack(fields).to(fixed)

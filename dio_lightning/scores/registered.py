@@ -51,7 +51,7 @@ class Registered:
 
     @cached_property
     def on_moving_grid(self) -> Float[Tensor, "1 d *s"]:
-        """U in voxels of the moving grid, so that labels are interpolated once, on their own grid."""
+        """The displacement in voxels of the moving grid, so that labels are interpolated once, on their own grid."""
         return on_moving_grid(self.u, self.pair)
 
     @cached_property

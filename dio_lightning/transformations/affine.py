@@ -47,11 +47,11 @@ class Affine(Transformation):
         return torch.stack([*reversed(columns), rest], 2)
 
     def retract(self, z: Tensor, step: Tensor) -> Tensor:
-        """Z + δ."""
+        """The parameters z + δ."""
         return z + step
 
     def smooth(self, x: Tensor, sigma: float) -> Tensor:
-        """X: there is no field to smooth."""
+        """What is given: there is no field to smooth."""
         return x
 
     def regrid(self, z: Tensor, old: Grid, new: Grid) -> Tensor:

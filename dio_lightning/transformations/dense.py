@@ -14,7 +14,7 @@ class FreeForm(Transformation):
     """The displacement is the parameter, and steps are added: u ← u + δ. Nothing keeps it from folding."""
 
     def retract(self, z: Tensor, step: Tensor) -> Tensor:
-        """U + δ."""
+        """The displacement u + δ."""
         return z + step
 
 
@@ -46,9 +46,9 @@ class StationaryVelocity(Transformation):
     squarings: int = 7
 
     def displacement(self, z: Tensor, size: Sequence[int]) -> Tensor:
-        """Exp(v)."""
+        """The exponential exp(v)."""
         return exponential(z, self.squarings)
 
     def retract(self, z: Tensor, step: Tensor) -> Tensor:
-        """V + δ."""
+        """The velocity v + δ."""
         return z + step
