@@ -104,7 +104,7 @@ def test_the_transform_does_not_depend_on_how_an_image_is_stored(which) -> None:
     fixed, affine, truth = scene(size), affine_of(size), turned(size, 10, 6)
     images = {"fixed": nib.Nifti1Image(fixed, affine), "moving": nib.Nifti1Image(moved(fixed, affine, truth), affine)}
     points = Scan.of(images["fixed"]).grid.points()[:, ::5, ::5, ::5].flatten(1).numpy().T
-    stages = ("rigid", "affine")
+    stages = ("rigid",)
     expected = register(images["fixed"], images["moving"], stages=stages).transform.points(points)
     ways = list(product(permutations(range(3)), product((False, True), repeat=3)))
     for axes, flips in ways[13::29]:

@@ -32,7 +32,7 @@ def sentence(capsys, *arguments):
         (["fit", *TINY, "--model.layer.itertions", "[1, 1]"], "did you mean 'iterations'?"),
         (
             ["fit", *TINY, "--model.layer.transformation", "Demons"],
-            "no class 'Demons' (expected one of Affine, BSpline, Diffeomorphism, FreeForm, StationaryVelocity",
+            "no class 'Demons' (expected one of Affine, BSpline, Diffeomorphism, FreeForm, Rigid, StationaryVelocity",
         ),
         (["fit", *TINY, "--model.optimizer", "Adamm"], "did you mean 'Adam'?"),
         (["fit", *TINY, "--model.layer.solver", "adam"], "did you mean 'Adam'?"),
