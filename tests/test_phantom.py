@@ -68,6 +68,7 @@ def test_checkpointed_steps_have_the_same_gradient(settings, damping) -> None:
     assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.memory
 def test_checkpointed_steps_take_the_memory_of_one() -> None:
     def peak(steps: int, checkpointed: bool) -> int:
         model, data = deqreg(PhantomAdjoint(steps, 0.0, checkpointed), max_steps=2, states=2), pair((48, 40))

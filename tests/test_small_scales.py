@@ -139,6 +139,7 @@ def test_the_callers_autocast_is_guarded_too_and_a_layer_in_bfloat16_stays_one(d
 
 
 def test_the_poison_reaches_what_is_read_before_it_was_written() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
     with poisoned():
         assert bool(torch.empty(1000).isnan().all())
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() == before

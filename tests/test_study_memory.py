@@ -120,6 +120,7 @@ def configs(tmp_path):
     ]
 
 
+@pytest.mark.memory
 def test_the_study_runs_from_end_to_end(configs, tmp_path) -> None:
     small = {"weights": configs, "out": tmp_path / "found", "cost": here}
     text = Memory(**small, steps=[3, 12], size=[48, 40], batch=1).run()
