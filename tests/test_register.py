@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import yaml
+from dummies import ROOT
 from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
 
 import dio_lightning
-from dio_lightning.losses import LabelPrompt
+from dio_lightning.implicit import Adam, Stagnation
+from dio_lightning.losses import LNCC, LabelPrompt
 from dio_lightning.registration import Registration, Scan, register
+from dio_lightning.registration.deformable import local_correlation
 from dio_lightning.registration.similarity import normalised_information
 from dio_lightning.registration.starts import _rotation
 from dio_lightning.transformations import FreeForm, Rigid
 from dio_lightning.transforms import Affine, Chain
+from dio_lightning.updates import ImageDescent
 
 SPACING = 4.0
 
@@ -269,7 +274,7 @@ def test_the_command_leaves_whole_files_and_its_verdict(command, tmp_path, capsy
     assert 2 * ((warped > 0) & (fixed > 60)).sum() / ((warped > 0).sum() + (fixed > 60).sum()) > 0.95
     with pytest.raises(SystemExit):
         command("register", *paths, "--out", "out", "--stages", "rigid")
-    assert "holds another registration" in capsys.readouterr().err
+    assert "warped.nii.gz exists" in capsys.readouterr().err
     command("register", *paths, "--out", "out", "--stages", "rigid", "--overwrite", "--json")
     assert json.loads(capsys.readouterr().out)["quality"]["verdict"] == "good"
     noise = write(tmp_path, "noise.nii.gz", np.random.default_rng(1).normal(size=size) ** 2, affine)
@@ -286,11 +291,58 @@ def test_the_command_leaves_whole_files_and_its_verdict(command, tmp_path, capsy
         ({"stages": ("rigged",)}, "stages are rigged"),
         ({"moving": scene((12, 12, 12))}, "have 2 and 3 dimensions"),
         ({"fixed_labels": scene((16, 16))}, "labels of one image alone"),
+        ({"stages": ("rigid",), "transformation": FreeForm()}, "transformation is for the deformable stage"),
+        ({"stages": ("rigid",), "model": "weights.safetensors"}, "model is for the deformable stage"),
+        ({"device": "tpu9"}, "device is 'tpu9', expected one that this machine has"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', expected one that this machine has"),
+        ({"fixed_labels": scene((16, 16)), "moving_labels": scene((16, 16))}, "expected whole numbers up to 32767"),
+        (
+            {"terms": [LabelPrompt([5])], "fixed_labels": np.eye(16), "moving_labels": np.eye(16)},
+            "has no label 5, which is to be matched",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(arguments, sentence) -> None:
     with pytest.raises(ValueError, match=sentence):
         register(**({"fixed": scene((16, 16)), "moving": scene((16, 16))} | arguments))
+
+
+def test_the_default_is_the_shipped_config_of_local_correlation() -> None:
+    config = yaml.safe_load((ROOT / "experiments/classical/lncc.yaml").read_text())["model"]["init_args"]
+    settings, module = config["layer"]["init_args"], local_correlation((80, 96, 112))
+    update, solver, stop = (settings[key]["init_args"] for key in ("update", "solver", "stop"))
+    assert list(module.features.levels) == config["features"]["init_args"]["levels"]
+    assert list(module.layer.iterations) == settings["iterations"]
+    assert module.layer.solver == Adam(**solver) and module.layer.stop == Stagnation(**stop)
+    assert type(module.layer.transformation).__name__ == settings["transformation"]["class_path"].rpartition(".")[2]
+    ours = module.layer.update
+    assert isinstance(ours, ImageDescent) and isinstance(ours.similarity, LNCC)
+    assert ours.similarity.window == update["similarity"]["init_args"]["window"]
+    assert (ours.sigma, ours.regularity) == (update["sigma"], update["regularity"])
+    assert module.layer.field_sigma == settings["field_sigma"]
+
+
+@pytest.mark.parametrize("kind", ["text", "4-D", "complex", "plane"])
+def test_a_file_to_warp_that_cannot_be_is_refused_before_any_work(kind, command, tmp_path, capsys) -> None:
+    good = write(tmp_path, "good.nii.gz", scene((12, 12, 12)).astype(np.float32))
+    plane = write(tmp_path, "plane.nii.gz", scene((12, 12)).astype(np.float32))
+    wrong = {**wrong_inputs(tmp_path), "plane": (plane, "has 2 dimensions, expected 3")}[kind]
+    with pytest.raises(SystemExit) as stop:
+        command("register", good, good, "--out", "out", "--warp-images", wrong[0])
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2 and wrong[1] in printed and len(printed.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(command, tmp_path, capsys) -> None:
+    good = write(tmp_path, "good.nii.gz", scene((12, 12, 12)).astype(np.float32))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/inverse.h5").write_text("another's")
+    for folder, sentence in ((good + "/out", "is a file, expected a folder"), ("out", "inverse.h5 exists")):
+        with pytest.raises(SystemExit) as stop:
+            command("register", good, good, "--out", folder)
+        assert stop.value.code == 2 and sentence in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["inverse.h5"]
 
 
 def test_stages_go_on_from_a_given_affine() -> None:

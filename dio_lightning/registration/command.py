@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,23 +60,19 @@ def parser() -> CommandParser:
 def register(argv: Sequence[str]) -> None:
     """Run the command; exits with code 3 if the result is judged to have failed."""
     options = parser().parse_args(argv)
-    if options.prompt_label and options.fixed_labels is None:
+    if options.prompt_label and None in (options.fixed_labels, options.moving_labels):
         fail("register: --prompt-label names labels of --fixed-labels and --moving-labels, expected both maps")
-    passengers = [(path, "linear") for path in options.warp_images] + [
-        (path, "nearest") for path in options.warp_labels
-    ]
-    taken = _free(options, [path for path, _ in passengers])
-    from dio_lightning.headers import read_header
+    passengers = [(path, mode) for mode in ("images", "labels") for path in getattr(options, f"warp_{mode}")]
+    targets = _targets(options, [path for path, _ in passengers])
     from dio_lightning.registration.pipeline import register as run
-
-    for path, _ in passengers:
-        read_header(path)
-    result = run(options.fixed, options.moving, tell=_teller(options), **_arguments(options))
-    written = result.save(options.out, options.overwrite)
     from dio_lightning.registration.result import save_image
 
-    for (path, mode), target in zip(passengers, taken, strict=True):
-        save_image(target, result.warp(path, mode=mode))
+    _check_passengers(options.moving, [path for path, _ in passengers])
+    result = run(options.fixed, options.moving, tell=_teller(options), **_arguments(options))
+    images = [result.warp(path) if mode == "images" else result.warp_labels(path) for path, mode in passengers]
+    written = result.save(options.out, options.overwrite)
+    for target, image in zip(targets, images, strict=True):
+        save_image(target, image)
         written.append(target)
     if options.json:
         print(json.dumps(result.report(), indent=2))
@@ -88,19 +85,34 @@ def register(argv: Sequence[str]) -> None:
         raise SystemExit(FAILED)
 
 
-def _free(options: argparse.Namespace, passengers: Sequence[Path]) -> list[Path]:
-    """Where passengers go; names that are taken, twice given or there are refused."""
+def _targets(options: argparse.Namespace, passengers: Sequence[Path]) -> list[Path]:
+    """Where passengers go; what could not be written after all the work is refused before it."""
     from dio_lightning.headers import stem
+    from dio_lightning.registration.result import FILES
 
-    targets = [options.out / f"warped_{stem(path.name)}.nii.gz" for path in passengers]
+    out: Path = options.out
+    targets = [out / f"warped_{stem(path.name)}.nii.gz" for path in passengers]
     if len(set(targets)) < len(targets):
         fail("register: two files to warp have one name, expected names of their own")
-    if options.out.is_file():
-        fail(f"register: {options.out} is a file, expected a folder for the results")
-    if not options.overwrite and (options.out / "report.json").exists():
-        raise FileExistsError(f"{options.out} holds another registration: choose another folder, or give --overwrite")
-    expect_free(targets, options.overwrite)
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir():
+        fail(f"register: {above} is a file, expected a folder for the results")
+    if not os.access(above, os.W_OK):
+        fail(f"register: {above} cannot be written to, expected a folder for the results")
+    expect_free([*(out / name for name in FILES), *targets], options.overwrite)
     return targets
+
+
+def _check_passengers(moving: Path, passengers: Sequence[Path]) -> None:
+    """Raises FileNotFoundError or ValueError for a file to warp that is no image like the moving one."""
+    from dio_lightning.headers import read_header
+    from dio_lightning.registration.scan import check_header
+
+    for path in passengers:
+        header = read_header(path)
+        check_header(header, str(path))
+        if header.dimension != (expected := read_header(moving).dimension):
+            raise ValueError(f"{path} has {header.dimension} dimensions, expected {expected} as {moving} has")
 
 
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from dio_lightning.transforms import Field
 from dio_lightning.updates import Descent, ImageDescent
 
 
-def local_correlation(size: Sequence[int], transformation: Transformation | None = None) -> DIO:
+def local_correlation(size: Sequence[int]) -> DIO:
     """Nothing trained: the images' local correlation, settings of experiments/classical/lncc.yaml.
 
     An image too short for the coarser levels has fewer.
@@ -30,7 +30,7 @@ def local_correlation(size: Sequence[int], transformation: Transformation | None
         [100, 80, 50][-len(levels) :],
         ImageDescent(LNCC(5), sigma=1.0, regularity=0.1),
         Adam(0.3),
-        transformation or Diffeomorphism(),
+        Diffeomorphism(),
         stop=Stagnation(1e-4),
         field_sigma=0.5,
     )
@@ -57,13 +57,18 @@ def changed(module: RegistrationModule, transformation: Transformation | None, t
 
 
 def deform(
-    module: RegistrationModule, fixed: Scan, moving: Scan, matrix: NDArray[np.float64], extras: Pair, run: Run
+    module: RegistrationModule,
+    fixed: Scan,
+    moving: Scan,
+    matrix: NDArray[np.float64],
+    extras: Pair,
+    run: Run,
+    device: torch.device,
 ) -> Field:
     """What is left to deform after a matrix (4, 4) from the fixed world to the moving one: a field of the fixed world.
 
     The moving image is resampled for the solver's eyes alone; results are interpolated from the image itself.
     """
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     image = seen_at(moving.normalised, moving.grid, matrix[None], fixed.grid)
     affine = torch.from_numpy(fixed.grid.affine)[None]
     spacing = torch.from_numpy(fixed.grid.spacing).float()[None]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dio_lightning.fields import gaussian_average, sample
 from dio_lightning.registration.scan import Scan
-from dio_lightning.transforms import ImageGrid
+from dio_lightning.transforms import Affine, ImageGrid
 
 
 def isotropic(grid: ImageGrid, edge: float, margin: float = 0.0) -> ImageGrid:
@@ -25,8 +25,7 @@ def isotropic(grid: ImageGrid, edge: float, margin: float = 0.0) -> ImageGrid:
     new = [max(4, ceil(float(e) / edge) + 1) for e in extent]
     affine = np.eye(4)
     affine[:3, :3] = axes * edge
-    centre = grid.affine[:3, :d] @ ((size - 1) / 2) + grid.affine[:3, 3]
-    affine[:3, 3] = centre - affine[:3, :d] @ ((np.array(new) - 1) / 2)
+    affine[:3, 3] = grid.centre - affine[:3, :d] @ ((np.array(new) - 1) / 2)
     return ImageGrid(tuple(new), affine)
 
 
@@ -60,10 +59,5 @@ def seen_at(
 ) -> Float[Tensor, "b 1 *t"]:
     """An image of one grid on another one, under each of several matrices (b, 4, 4) from world to world; 0 outside."""
     points = onto.points()
-    places = []
-    for matrix in matrices:
-        turned = torch.from_numpy(matrix).to(points)
-        moved = torch.einsum("ij,j...->i...", turned[:3, :3], points)
-        moved = moved + turned[:3, 3].view(-1, *[1] * (moved.ndim - 1))
-        places.append(grid.voxels(moved).to(image))
+    places = [grid.voxels(Affine(matrix).map(points)).to(image) for matrix in matrices]
     return sample(image, torch.stack(places), mode, "zeros")

@@ -1,7 +1,7 @@
 """From two images to a transform: stages in their order, composed exactly."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dio_lightning.layers import Record, Run
-from dio_lightning.losses import Term
+from dio_lightning.layers import Run
+from dio_lightning.losses import LabelPrompt, Term
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
 from dio_lightning.registration.deformable import changed, deform, local_correlation
@@ -20,10 +20,12 @@ from dio_lightning.registration.quality import judge
 from dio_lightning.registration.result import Registration
 from dio_lightning.registration.scan import Image, Scan
 from dio_lightning.transformations import Transformation
-from dio_lightning.transforms import Affine, Chain, ImageGrid, Transform
+from dio_lightning.transforms import Affine, Chain, Transform
 
 Stage = Literal["rigid", "affine", "deformable"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+LARGEST = torch.iinfo(torch.int16).max
+"""Of labels, which are int16 in a pair."""
 Tell = Callable[[str], None]
 
 
@@ -48,13 +50,13 @@ def register(
     Args:
         fixed: a file, a nibabel image, or values (*s); two or three dimensions, any orientation, spacing and type.
         moving: likewise; it may lie on another grid.
-        stages: in their order, each once at most in a row: `rigid` and `affine` start from many places, unless a
-            transform is given to start from; `deformable` comes last.
+        stages: in their order: `rigid` and `affine` start from many places, unless a transform is given to start from;
+            `deformable` comes last.
         model: a trained module, or the file of its weights, for the deformable stage; None: local correlation of the
             images, for which nothing is trained.
         transformation: of the deformable stage, in place of the model's.
         terms: what the deformable stage descends on besides, such as `LabelPrompt`.
-        start: a transform from the fixed world to the moving one that stages go on from; its linear part alone.
+        start: affines from the fixed world to the moving one that the stages go on from.
         fixed_affine: of bare values, voxels to RAS millimetres.
         moving_affine: likewise.
         fixed_labels: label map on the fixed image's grid, for terms that compare labels.
@@ -69,24 +71,29 @@ def register(
         FileNotFoundError, ValueError: with one sentence, before any long work starts.
     """
     began = time.perf_counter()
-    _check_stages(stages)
+    _check_stages(
+        stages, {"model": model, "transformation": transformation, "terms": terms or None, "labels": fixed_labels}
+    )
+    place = _device(device)
     scans = Scan.of(fixed, fixed_affine, "the fixed image"), Scan.of(moving, moving_affine, "the moving image")
     _check_pair(*scans)
     labels = _labels(scans, fixed_labels, moving_labels)
-    module = _module(model, scans[0], transformation, terms, device) if "deformable" in stages else None
+    _check_prompts(terms, labels)
+    module = _module(model, scans[0], transformation, terms).to(place) if "deformable" in stages else None
     matrix, report = _matrix(start), list[dict[str, Any]]()
     kinds: list[Kind] = [stage for stage in stages if stage != "deformable"]
     if kinds:
         clock = time.perf_counter()
         matrix = align(*scans, kinds, matrix, tell)
         report.append({"stage": " and ".join(kinds), "seconds": time.perf_counter() - clock})
-    chain = Chain([Affine(np.eye(4) if matrix is None else matrix)])
+    matrix = np.eye(4) if matrix is None else matrix
+    chain = Chain([Affine(matrix)])
     if module is not None:
         tell(f"deformable, {module.title}")
-        clock, last = time.perf_counter(), dict[int, Record]()
-        extras = _extras(scans, labels, chain.links[0].matrix)  # type: ignore[union-attr]
-        field = deform(module, *scans, chain.links[0].matrix, extras, Run(observe=lambda r: last.update({r.level: r})))  # type: ignore[union-attr]
-        levels = [{"level": level, "steps": record.step} for level, record in sorted(last.items())]
+        clock, taken = time.perf_counter(), dict[int, int]()
+        run = Run(observe=lambda record: taken.update({record.level: record.step}))
+        field = deform(module, *scans, matrix, _extras(scans, labels, matrix), run, place)
+        levels = [{"level": level, "steps": steps} for level, steps in sorted(taken.items())]
         report.append({"stage": "deformable", "seconds": time.perf_counter() - clock, "levels": levels})
         chain = Chain([field, *chain.links])
     tell("inverse")
@@ -97,12 +104,26 @@ def register(
     return Registration(*scans, chain, inverse, quality, {"method": method, "stages": report, "seconds": seconds})
 
 
-def _check_stages(stages: Sequence[str]) -> None:
+def _check_stages(stages: Sequence[str], deformable: Mapping[str, object]) -> None:
+    """Raises ValueError for stages that are none, or if something is said of a deformable one that is not there."""
     wrong = [stage for stage in stages if stage not in STAGES]
     if not stages or wrong or "deformable" in stages[:-1]:
         raise ValueError(
             f"stages are {', '.join(stages) or 'none'}, expected some of {', '.join(STAGES)}, a deformable one last"
         )
+    unused = [name for name, value in deformable.items() if value is not None]
+    if unused and "deformable" not in stages:
+        raise ValueError(f"{unused[0]} is for the deformable stage, but stages are {', '.join(stages)}")
+
+
+def _device(name: str) -> torch.device:
+    """The device of this name, if it is there."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        raise ValueError(f"device is {name!r}, expected one that this machine has, such as cpu or cuda") from error
+    return device
 
 
 def _check_pair(fixed: Scan, moving: Scan) -> None:
@@ -115,13 +136,10 @@ def _matrix(start: Transform | None) -> NDArray[np.float64] | None:
     """The linear part of a transform to start from."""
     if start is None:
         return None
-    links = start.links if isinstance(start, Chain) else [start]
-    if not all(isinstance(link, Affine) for link in links):
+    links = Chain([Affine(np.eye(4)), start]).merged().links
+    if len(links) > 1 or not isinstance(links[0], Affine):
         raise ValueError("the transform to start from has a displacement field, expected affines alone")
-    matrix = np.eye(4)
-    for link in links:
-        matrix = cast(Affine, link).matrix @ matrix
-    return matrix
+    return links[0].matrix
 
 
 def _module(
@@ -129,7 +147,6 @@ def _module(
     fixed: Scan,
     transformation: Transformation | None,
     terms: Sequence[Term],
-    device: str,
 ) -> RegistrationModule:
     if model is None:
         module: RegistrationModule = local_correlation(fixed.grid.size)
@@ -140,14 +157,14 @@ def _module(
 
         module = load(model)
     changed(module, transformation, terms)
-    return module.eval().to(device)
+    return module.eval()
 
 
 def _labels(scans: tuple[Scan, Scan], *images: Image | None) -> tuple[Scan, Scan] | None:
     """Label maps on the grids of their images.
 
     Raises:
-        ValueError: if one is missing, or lies on another grid.
+        ValueError: if one is missing, lies on another grid, or holds what are no labels.
     """
     if all(image is None for image in images):
         return None
@@ -157,7 +174,20 @@ def _labels(scans: tuple[Scan, Scan], *images: Image | None) -> tuple[Scan, Scan
     for scan, label in zip(scans, maps, strict=True):
         if not label.grid.like(scan.grid):
             raise ValueError(f"{label.name} lies on another grid than {scan.name}, expected the same voxels")
+        low, high = float(label.values.min()), float(label.values.max())
+        if low < 0 or high > LARGEST or bool((label.values != label.values.round()).any()):
+            raise ValueError(
+                f"{label.name} has values from {low:g} to {high:g}, expected whole numbers up to {LARGEST} as labels"
+            )
     return cast(tuple[Scan, Scan], maps)
+
+
+def _check_prompts(terms: Sequence[Term], labels: tuple[Scan, Scan] | None) -> None:
+    """Raises ValueError if a label is prompted that one of the maps does not have."""
+    for label in (label for term in terms if isinstance(term, LabelPrompt) for label in term.labels or ()):
+        for scan in labels or ():
+            if not bool((scan.values == label).any()):
+                raise ValueError(f"{scan.name} has no label {label}, which is to be matched")
 
 
 def _extras(scans: tuple[Scan, Scan], labels: tuple[Scan, Scan] | None, matrix: NDArray[np.float64]) -> Pair:
@@ -165,6 +195,5 @@ def _extras(scans: tuple[Scan, Scan], labels: tuple[Scan, Scan] | None, matrix: 
     if labels is None:
         return cast(Pair, {})
     fixed, moving = labels
-    places = ImageGrid(scans[1].grid.size, scans[1].grid.affine)
-    placed = seen_at(moving.values, places, matrix[None], scans[0].grid, "nearest")
+    placed = seen_at(moving.values, moving.grid, matrix[None], scans[0].grid, "nearest")
     return cast(Pair, {"fixed_label": fixed.values.to(torch.int16), "moving_label": placed.to(torch.int16)})

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dio_lightning.fields import jacobian_determinant, sample
+from dio_lightning.fields import sample
+from dio_lightning.metrics import folds
 from dio_lightning.registration.grids import blurred, isotropic, seen_at
 from dio_lightning.registration.scan import Scan
 from dio_lightning.registration.similarity import normalised_information
@@ -57,13 +58,13 @@ def judge(fixed: Scan, moving: Scan, transform: Transform, inverse: Inverse) -> 
     inside = [x > x.mean() for x in (image, warped)]
     total = int(inside[0].sum() + inside[1].sum())
     overlap = 2 * int((inside[0] & inside[1]).sum()) / max(total, 1)
-    folds = max((_folds(link) for link in _fields(transform)), default=0.0)
-    verdict, sentence = _verdict(overlap, result, start, chance, folds, inverse.mean)
-    return Quality(verdict, sentence, overlap, result, start, chance, folds, inverse.mean)
+    folded = max((_folds(link) for link in _fields(transform)), default=0.0)
+    verdict, sentence = _verdict(overlap, result, start, chance, folded, inverse.mean)
+    return Quality(verdict, sentence, overlap, result, start, chance, folded, inverse.mean)
 
 
 def _verdict(
-    overlap: float, result: float, start: float, chance: float, folds: float, inverse: float
+    overlap: float, result: float, start: float, chance: float, folded: float, inverse: float
 ) -> tuple[Verdict, str]:
     if overlap < 0.4:
         return "failed", f"the foregrounds overlap by {overlap:.2f} (Dice) after registration"
@@ -71,26 +72,23 @@ def _verdict(
         return "failed", f"the images are less alike ({result:.3f}) than where their headers place them ({start:.3f})"
     gain = (result - 1) / max(chance - 1, 1e-6)
     if gain < 1.1:
-        return (
-            "failed",
-            f"the images are hardly more alike ({result:.3f}) than when one of them is mirrored ({chance:.3f})",
-        )
+        return "failed", f"the images are hardly more alike ({result:.3f}) than when one is mirrored ({chance:.3f})"
     if overlap < 0.7:
         return "doubtful", f"the foregrounds overlap by {overlap:.2f} (Dice) only"
     if gain < 1.25:
         return "doubtful", f"the images are little more alike ({result:.3f}) than when one is mirrored ({chance:.3f})"
-    if folds > 1:
-        return "doubtful", f"{folds:.1f} % of the voxels fold"
+    if folded > 1:
+        return "doubtful", f"{folded:.1f} % of the voxels fold"
     if inverse > 1:
         return "doubtful", f"the inverse misses by {inverse:.2f} mm on average"
     return "good", f"the images are alike ({result:.3f}, mirrored {chance:.3f}) and overlap by {overlap:.2f}"
 
 
 def _scrambled(image: torch.Tensor) -> list[torch.Tensor]:
-    """The image mirrored along every set of axes, and shifted round by a quarter along each."""
+    """The image mirrored along every two axes or more, and shifted round by a quarter along each."""
     axes = range(2, image.ndim)
     sets = [[a for a, on in zip(axes, chosen, strict=True) if on] for chosen in product((0, 1), repeat=len(axes))]
-    # a mirrored brain is like itself across its midplane, so shifts belong to chance too
+    # across its midplane alone a brain is like itself
     mirrored = [image.flip(chosen) for chosen in sets if len(chosen) > 1]
     return mirrored + [image.roll(image.shape[a] // 4, a) for a in axes]
 
@@ -104,4 +102,4 @@ def _folds(field: Field) -> float:
     d = len(field.grid.size)
     at = field.grid.points()
     u = field.grid.voxels(at + field.displacement.to(at)) - field.grid.voxels(at)
-    return 100 * float((jacobian_determinant(u[None, :d]) <= 0).double().mean())
+    return folds(u[None, :d], 0).item()

@@ -1,12 +1,10 @@
 """What comes out of a registration: a transform, and what it makes of images, labels and points."""
 
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -17,10 +15,21 @@ from dio_lightning.files import expect_free, replacing, write_atomic
 from dio_lightning.headers import Header, header_of, read_header
 from dio_lightning.registration.quality import Quality
 from dio_lightning.registration.scan import Image, Scan
+from dio_lightning.scores.summary import versions
 from dio_lightning.transforms import Affine, Chain, Field, Inverse, warp_image, warp_points, write_transform
+from dio_lightning.transforms.resampling import Mode
 from dio_lightning.volume_files import save_volume
 
-PACKAGES = ("dio-lightning", "torch", "monai", "nibabel", "numpy")
+FILES = (
+    "warped.nii.gz",
+    "transform.h5",
+    "inverse.h5",
+    "affine.tfm",
+    "displacement.nii.gz",
+    "picture.png",
+    "report.json",
+)
+"""What `Registration.save` writes; the displacement only where something was deformed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +58,7 @@ class Registration:
         back = self.back.transform
         return back if isinstance(back, Chain) else Chain([back])
 
-    def warp(self, image: Image | None = None, affine: NDArray | None = None, mode: str = "linear") -> Nifti1Image:
+    def warp(self, image: Image | None = None, affine: NDArray | None = None, mode: Mode = "linear") -> Nifti1Image:
         """An image of the moving world on the fixed grid: interpolated once, in its own type and intensities.
 
         Args:
@@ -61,7 +70,7 @@ class Registration:
             FileNotFoundError, ValueError: if it is no image, or none of its voxels come to the fixed grid.
         """
         header = self._header(image, affine)
-        values = warp_image(header, self.transform, self.fixed.grid, mode)  # type: ignore[arg-type]
+        values = warp_image(header, self.transform, self.fixed.grid, mode)
         warped = Nifti1Image(values, self.fixed.grid.affine, dtype=values.dtype)
         if header.scale != (1.0, 0.0):
             warped.header.set_slope_inter(*header.scale)
@@ -71,19 +80,16 @@ class Registration:
         """A label map of the moving world on the fixed grid; see `warp`."""
         return self.warp(image, affine, "nearest")
 
-    def warp_points(self, points: ArrayLike, to: str = "moving") -> NDArray[np.float64]:
+    def warp_points(self, points: ArrayLike, to: Literal["moving", "fixed"] = "moving") -> NDArray[np.float64]:
         """Points of the fixed image where the moving image has them, RAS millimetres (n, 3); `to="fixed"` goes back."""
-        return warp_points(points, self.transform, to).points  # type: ignore[arg-type]
+        return warp_points(points, self.transform, to).points
 
     def report(self) -> dict[str, Any]:
         """All that is known of it, ready for JSON."""
-        packages = {name: version(name) for name in PACKAGES}
         quality = {key: _plain(value) for key, value in asdict(self.quality).items()}
         inverse = {"mean_mm": self.back.mean, "largest_mm": self.back.largest, "covered": self.back.covered}
         files = {"fixed": self.fixed.name, "moving": self.moving.name}
-        return {**files, **self.details, "quality": quality, "inverse": inverse} | {
-            "versions": {**packages, "python": platform.python_version()}
-        }
+        return {**files, **self.details, "quality": quality, "inverse": inverse, "versions": versions()}
 
     def save(self, folder: str | Path, overwrite: bool = False) -> list[Path]:
         """Write warped.nii.gz, transform.h5, inverse.h5, affine.tfm, displacement.nii.gz and report.json.
@@ -97,9 +103,7 @@ class Registration:
         """
         folder = Path(folder)
         fields = [link for link in self.transform.links if isinstance(link, Field)]
-        names = ["warped.nii.gz", "transform.h5", "inverse.h5", "affine.tfm", "report.json", "picture.png"]
-        names += ["displacement.nii.gz"] if fields else []
-        paths = {name: folder / name for name in names}
+        paths = {name: folder / name for name in FILES if fields or name != "displacement.nii.gz"}
         expect_free(list(paths.values()), overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         save_image(paths["warped.nii.gz"], self.warp())

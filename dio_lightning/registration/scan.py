@@ -55,7 +55,7 @@ class Scan:
                 raise ValueError(f"{name} has an affine of its own, expected none beside it")
             header = header_of(image, Path(name)) if isinstance(image, SpatialImage) else read_header(Path(image))
             name = str(header.path)
-            _check_header(header, name)
+            check_header(header, name)
             return cls(_checked(header.values(), name), ImageGrid.of(header), header, name)
         values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
         matrix = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
@@ -75,7 +75,7 @@ class Scan:
         return ((self.values - low) / (high - low)).clamp(0, 1)
 
 
-def _check_header(header: Header, name: str) -> None:
+def check_header(header: Header, name: str) -> None:
     """Raises ValueError if the header is not that of a scan."""
     if header.dtype.kind not in "iuf":
         raise ValueError(f"{name} holds {header.dtype}, expected real numbers, one a voxel")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dio_lightning.registration.grids import body_axes, seen_at
 from dio_lightning.registration.scan import Scan
 from dio_lightning.registration.similarity import normalised_information
-from dio_lightning.transforms import ImageGrid
+from dio_lightning.transforms import Affine, ImageGrid
 
 Matrices = NDArray[np.float64]
 """(n, 4, 4), RAS millimetres of the fixed world to those of the moving one."""
@@ -23,11 +23,11 @@ def starts(fixed: Scan, moving: Scan) -> Matrices:
     """The identity; principal axes onto principal axes; turns about the centres of mass and of the images."""
     axes, _ = body_axes(fixed.grid)
     matrices = [np.eye(4)]
-    masses, middles = [_mass(scan) for scan in (fixed, moving)], [_middle(scan) for scan in (fixed, moving)]
+    masses = [_mass(scan) for scan in (fixed, moving)]
     for turn in _turns(axes, len(fixed.grid.size), TURNS):
         matrices.append(_about(turn, masses[0][0], masses[1][0]))
     for turn in _turns(axes, len(fixed.grid.size), TURNS[::2]):
-        matrices.append(_about(turn, *middles))
+        matrices.append(_about(turn, fixed.grid.centre, moving.grid.centre))
     for turn in _principal(masses[0][1], masses[1][1], len(fixed.grid.size), axes):
         matrices.append(_about(turn, masses[0][0], masses[1][0]))
     return np.stack(matrices)
@@ -43,16 +43,11 @@ def best_starts(
     apart: float,
 ) -> Matrices:
     """Those of the highest information that take the grid's corners `apart` mm from one another, on average."""
-    scores = information(fixed, grid, blurred, moving, all_starts)
-    kept: list[NDArray] = []
-    corners = _corners(grid)
-    for index in np.argsort(-scores):
-        places = (all_starts[index] @ corners)[:3]
-        if all(np.linalg.norm(places - other, axis=0).mean() > apart for other in (_of(m, corners) for m in kept)):
-            kept.append(all_starts[index])
-        if len(kept) == keep:
-            break
-    return np.stack(kept)
+    places, kept = [Affine(matrix).map(grid.corners) for matrix in all_starts], list[int]()
+    for index in np.argsort(-information(fixed, grid, blurred, moving, all_starts)):
+        if all((places[index] - places[other]).norm(dim=0).mean() > apart for other in kept):
+            kept.append(int(index))
+    return all_starts[kept[:keep]]
 
 
 def information(
@@ -64,16 +59,6 @@ def information(
         for i in range(0, len(matrices), BATCH)
     ]
     return torch.cat(parts).numpy()
-
-
-def _of(matrix: NDArray, corners: NDArray) -> NDArray:
-    return (matrix @ corners)[:3]
-
-
-def _corners(grid: ImageGrid) -> NDArray[np.float64]:
-    d = len(grid.size)
-    ends = product(*[(0.0, n - 1.0) for n in grid.size])
-    return grid.affine @ np.array([(*end, *[0.0] * (3 - d), 1.0) for end in ends]).T
 
 
 def _turns(axes: NDArray, d: int, degrees: tuple[float, ...]) -> list[NDArray[np.float64]]:
@@ -95,11 +80,6 @@ def _mass(scan: Scan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     inside = image > image.mean()
     points = scan.grid.points()[:, inside]
     return points.mean(1).numpy(), torch.cov(points).numpy()
-
-
-def _middle(scan: Scan) -> NDArray[np.float64]:
-    d = len(scan.grid.size)
-    return scan.grid.affine[:3, :d] @ ((np.array(scan.grid.size) - 1) / 2) + scan.grid.affine[:3, 3]
 
 
 def _about(turn: NDArray, centre: NDArray, onto: NDArray) -> NDArray[np.float64]:

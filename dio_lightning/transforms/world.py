@@ -51,6 +51,18 @@ class ImageGrid:
         """Edges of a voxel in millimetres, (d,)."""
         return np.linalg.norm(self.affine[:3, : len(self.size)], axis=0)
 
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """The middle of the image, (3,), RAS millimetres."""
+        d = len(self.size)
+        return self.affine[:3, :d] @ ((np.array(self.size) - 1) / 2) + self.affine[:3, 3]
+
+    @property
+    def corners(self) -> Float[Tensor, "3 n"]:
+        """The centres of the outermost voxels, n = 2^d, RAS millimetres."""
+        ends = torch.tensor([[0.0, extent - 1.0] for extent in self.size], dtype=torch.float64)
+        return to_world(torch.stack(torch.meshgrid(*ends, indexing="ij")).flatten(1), self.affine)
+
     def points(self, device: torch.device | str = "cpu") -> Float[Tensor, "3 *s"]:
         """Where the voxels lie, RAS millimetres in float64."""
         like = torch.empty(0, dtype=torch.float64, device=device)
@@ -70,10 +82,7 @@ class ImageGrid:
         """Whether both have the same voxels at the same places, to 1e-4 voxels."""
         if self.size != other.size:
             return False
-        ends = torch.tensor([[0.0, extent - 1.0] for extent in self.size], dtype=torch.float64)
-        corners = torch.stack(torch.meshgrid(*ends, indexing="ij"))
-        away = to_world(corners, self.affine) - to_world(corners, other.affine)
-        return float(away.abs().max()) <= ALIKE * float(self.spacing.min())
+        return float((self.corners - other.corners).abs().max()) <= ALIKE * float(self.spacing.min())
 
 
 def to_world(voxels: Float[Tensor, "d *t"], affine: NDArray) -> Float[Tensor, "3 *t"]:

@@ -4,7 +4,7 @@ The settings are a frozen value; `on` binds them to a level and returns f, which
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 
@@ -17,7 +17,7 @@ from dio_lightning.implicit.batch import norm, spread
 from dio_lightning.level import Level
 from dio_lightning.losses import Diffusion, FeatureDistance, Term
 from dio_lightning.losses.distance import Matched
-from dio_lightning.losses.term import Energy
+from dio_lightning.losses.term import Energy, Slope
 from dio_lightning.transformations import Transformation
 
 AGREED = 1.01
@@ -122,66 +122,66 @@ class BoundDescent:
 
     def direction(self, z: Tensor) -> Tensor:
         """Minus the gradient of the energy with respect to the parameters, before smoothing."""
-        model, size = self.transformation, self.level.size
+        model = self.transformation
         if model.dense or torch.is_grad_enabled():
-            return -model.gradient(z, size, self.slope)
-        # of few parameters, it is their gradient that images that agree bound: over a field, noise averages out
-        self.energy = None
-        compared = model.gradient(z, size, lambda u: self._part(u, self.parts, [t.compares for t in self.terms]))
-        others = model.gradient(
-            z, size, lambda u: self._part(u, self.parts, [not t.compares for t in self.terms], True)
-        )
-        if self._agreed is None:
-            parts = [t.on(self.level.agreeing) if t.compares else None for t in self.terms]
-            kept, start = self.energy, model.initial(self.level.fixed)
-            agreed = model.gradient(start, size, lambda u: self._part(u, parts, [t.compares for t in self.terms]))
-            self._agreed, self.energy = AGREED * norm(agreed), kept
-        return -(torch.where(spread(norm(compared) <= self._agreed, compared), 0, compared) + others)
+            return -model.gradient(z, self.level.size, self.slope)
+        return -self._of_few(z)
 
     def slope(self, u: Tensor) -> Tensor:
         """Gradient of the energy with respect to the displacement; keeps the energy."""
-        value, slope = self.parts[0].slope(u)
-        return self._total(u, value, self.quiet(slope))
+        return self._total(u, self.parts[0].slope(u))
 
-    def _part(
-        self, u: Tensor, parts: Sequence[Energy | None], chosen: Sequence[bool], regularised: bool = False
-    ) -> Tensor:
-        """The weighted slopes of some terms; their energies are added to what is kept."""
-        voxels, total, energy = prod(u.shape[2:]), torch.zeros_like(u), u.new_zeros(len(u))
-        for part, term, on in zip(parts, self.terms, chosen, strict=True):
-            if on and part is not None:
-                value, slope = part.slope(u)
-                energy, total = energy + term.weight * value.detach(), total + term.weight * slope
-        total, energy = self._scaled(total, energy, voxels)
+    def _total(self, u: Tensor, first: Slope) -> Tensor:
+        """The sum of all terms' slopes, given energy and slope of the first; keeps the sum of energies."""
+        slopes = ((i, first if i == 0 else part.slope(u)) for i, part in enumerate(self.parts))
+        quieted = ((self.terms[i].weight, value, self.quiet(slope, i)) for i, (value, slope) in slopes)
+        self.energy, total = self._sum(u, quieted)
+        return total
+
+    def _of_few(self, z: Tensor) -> Tensor:
+        """The gradient of a model of few parameters; keeps the energy.
+
+        It is this gradient that images that agree bound, not the slope: over a field their noise averages out.
+        """
+        energies, paired = list[Tensor](), list(zip(self.terms, self.parts, strict=True))
+
+        def gradient(z: Tensor, parts: Sequence[Energy], compares: bool) -> Tensor:
+            def slope(u: Tensor) -> Tensor:
+                chosen = [(t.weight, part) for t, part in zip(self.terms, parts, strict=True) if t.compares == compares]
+                energy, total = self._sum(u, ((weight, *part.slope(u)) for weight, part in chosen), not compares)
+                energies.append(energy)
+                return total
+
+            return self.transformation.gradient(z, self.level.size, slope)
+
+        if self._agreed is None:
+            agreeing = [term.on(self.level.agreeing) if term.compares else part for term, part in paired]
+            self._agreed = AGREED * norm(gradient(torch.zeros_like(z), agreeing, True))
+            energies.clear()
+        compared = gradient(z, self.parts, True)
+        compared = torch.where(spread(norm(compared) <= self._agreed, compared), 0, compared)
+        if self.settings.regularity > 0 or not all(term.compares for term in self.terms):
+            compared = compared + gradient(z, self.parts, False)
+        self.energy = torch.stack(energies).sum(0)
+        return compared
+
+    def _sum(
+        self, u: Tensor, slopes: Iterable[tuple[float, Tensor, Tensor]], regularised: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Energy and slope of weighted terms (weight, value, slope), and of the regulariser."""
+        voxels, energy, total = prod(u.shape[2:]), u.new_zeros(len(u)), torch.zeros_like(u)
+        for index, (weight, value, slope) in enumerate(slopes):
+            weighted = slope if weight == 1 else weight * slope
+            energy, total = energy + weight * value.detach(), weighted if index == 0 else total + weighted
+        if self.settings.normalise:
+            energy = energy * voxels
+        else:
+            half = u.new_tensor([(extent - 1) / 2 for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
+            total = total / voxels * half**2  # once for the gradient, once for the step
         if regularised and (weight := self.settings.regularity) > 0:
             value, slope = self.roughness.slope(u)
             energy, total = energy + weight * voxels * value.detach(), total + weight * slope
-        self.energy = energy if self.energy is None else self.energy + energy
-        return total
-
-    def _scaled(self, total: Tensor, energy: Tensor, voxels: int) -> tuple[Tensor, Tensor]:
-        """Slope and energy as sums over voxels, or in the coordinates of the official code."""
-        if self.settings.normalise:
-            return total, energy * voxels
-        half = total.new_tensor([(extent - 1) / 2 for extent in total.shape[2:]])
-        # once for the gradient, once for the step
-        return total / voxels * half.view(1, -1, *[1] * (total.ndim - 2)) ** 2, energy
-
-    def _total(self, u: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        """The weighted sum of all terms' slopes, given energy and slope of the first; keeps the sum of energies."""
-        first, voxels = self.terms[0].weight, prod(u.shape[2:])
-        energy, total = first * value.detach(), slope if first == 1 else first * slope
-        for i in range(1, len(self.parts)):
-            value, slope = self.parts[i].slope(u)
-            weight = self.terms[i].weight
-            energy = energy + weight * value.detach()
-            total = total + weight * (self.quiet(slope, i) if self.terms[i].compares else slope)
-        total, energy = self._scaled(total, energy, voxels)
-        if (weight := self.settings.regularity) > 0:
-            value, slope = self.roughness.slope(u)
-            energy, total = energy + weight * voxels * value.detach(), total + weight * slope
-        self.energy = energy
-        return total
+        return energy, total
 
     def quiet(self, slope: Float[Tensor, "b d *s"], part: int = 0) -> Float[Tensor, "b d *s"]:
         """The slope, but zero for a sample where images that agree have as large a one: that is no direction.

@@ -71,7 +71,7 @@ class BoundGaussNewton(BoundDescent):
         settings, scale = self.settings, spread(self.scale.detach(), z)
         damping = settings.damping * 2 + settings.residual_damping * residual / scale
         block = block / scale * self.terms[0].weight
-        step = -solve_blocks(block, damping, self._total(z, *part.scaled(value, slope)))
+        step = -solve_blocks(block, damping, self._total(z, part.scaled(value, slope)))
         length = step.detach().square().sum(1, keepdim=True).sqrt()
         return step * (settings.max_step / length.clamp(min=settings.max_step))
 
