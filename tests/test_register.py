@@ -1,8 +1,6 @@
 """Two scans in, a transform out: known transforms come back, whatever images look like and however they are stored."""
 
-import json
 from itertools import permutations, product
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +9,8 @@ import SimpleITK as sitk
 import torch
 import yaml
 from dummies import ROOT
-from scipy.ndimage import affine_transform, gaussian_filter, map_coordinates
+from scans import SPACING, affine_of, moved, scene, turned, write
+from scipy.ndimage import map_coordinates
 
 import dio_lightning
 from dio_lightning.implicit import Adam, Stagnation
@@ -19,45 +18,9 @@ from dio_lightning.losses import LNCC, LabelPrompt
 from dio_lightning.registration import Registration, Scan, register
 from dio_lightning.registration.deformable import local_correlation
 from dio_lightning.registration.similarity import normalised_information
-from dio_lightning.registration.starts import _rotation
 from dio_lightning.transformations import FreeForm, Rigid
 from dio_lightning.transforms import Affine, Chain
 from dio_lightning.updates import ImageDescent
-
-SPACING = 4.0
-
-
-def scene(size: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """A head of sorts: an egg with structures inside, none of its mirror images like itself, between 0 and 200."""
-    generator = np.random.default_rng(seed)
-    axes = np.meshgrid(*[np.linspace(-1.25, 1.25, n) for n in size], indexing="ij")
-    radius = sum((x * (1 + 0.25 * k)) ** 2 for k, x in enumerate(axes)) + 0.25 * axes[0] * axes[1]
-    inside = 1 / (1 + np.exp(30 * (radius - 0.9)))
-    texture = gaussian_filter(generator.normal(size=size), 1.6)
-    return 200 * inside * (0.6 + 0.12 * texture / texture.std()).clip(0.1, 1)
-
-
-def affine_of(size: tuple[int, ...], spacing: float = SPACING) -> np.ndarray:
-    affine = np.diag([*[spacing] * len(size), *[1.0] * (4 - len(size))])
-    affine[: len(size), 3] = -spacing * (np.array(size) - 1) / 2
-    return affine
-
-
-def turned(size: tuple[int, ...], degrees: float, shift: float, scale: float = 1.0) -> np.ndarray:
-    """A world transform (4, 4): about an oblique axis in 3-D, in the plane in 2-D."""
-    angle = np.radians(degrees)
-    rotation = _rotation(angle, -0.6 * angle, 0.8 * angle) if len(size) == 3 else _rotation(0, 0, angle)
-    matrix = np.eye(4)
-    matrix[: len(size), : len(size)] = scale * rotation[: len(size), : len(size)]
-    matrix[: len(size), 3] = shift * np.array([1, -0.7, 0.5])[: len(size)]
-    return matrix
-
-
-def moved(image: np.ndarray, affine: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The image on its own grid with moving(T x) = fixed(x): SciPy's cubic splines."""
-    d = image.ndim
-    voxels = np.linalg.inv(affine) @ np.linalg.inv(truth) @ affine
-    return affine_transform(image, voxels[:d, :d], voxels[:d, 3], order=3, mode="constant").clip(0)
 
 
 def error(result: Registration, truth: np.ndarray) -> float:
@@ -200,89 +163,6 @@ def test_the_rigid_model_is_a_rotation_about_the_middle(size) -> None:
     torch.testing.assert_close(u[0].flatten(1), expected)
 
 
-def write(folder: Path, name: str, values: np.ndarray, affine: np.ndarray | None = None) -> str:
-    nib.save(nib.Nifti1Image(values, np.diag([4.0, 4, 4, 1]) if affine is None else affine), folder / name)
-    return str(folder / name)
-
-
-def singular(folder: Path, values: np.ndarray) -> str:
-    """A file whose sform has no third axis."""
-    path = Path(write(folder, "singular.nii", values))
-    image = nib.load(path)
-    image.header["srow_z"] = [0, 0, 0, 0]
-    with open(path, "r+b") as file:
-        image.header.write_to(file)
-    return str(path)
-
-
-def wrong_inputs(folder: Path) -> dict[str, tuple[str, str]]:
-    """What may be given for an image, and what the sentence says of it."""
-    good = scene((12, 12, 12)).astype(np.float32)
-    (folder / "text.nii.gz").write_text("no image")
-    cut = Path(write(folder, "cut.nii.gz", good)).read_bytes()
-    (folder / "cut.nii.gz").write_bytes(cut[: len(cut) // 2])
-    holes = good.copy()
-    holes[3, 3, 3] = np.nan
-    rgb = np.zeros((8, 8, 8), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    return {
-        "nowhere": (str(folder / "none.nii.gz"), "does not exist"),
-        "text": (str(folder / "text.nii.gz"), "cannot be read"),
-        "cut": (str(folder / "cut.nii.gz"), "cannot be read"),
-        "4-D": (write(folder, "4d.nii.gz", np.stack([good, good], -1)), "has 4 dimensions"),
-        "constant": (write(folder, "constant.nii.gz", 0 * good + 3), "is 3 everywhere"),
-        "NaN": (write(folder, "nan.nii.gz", holes), "1 values that are NaN"),
-        "singular": (singular(folder, good), "affine that is not invertible"),
-        "thin": (write(folder, "thin.nii.gz", good[:1]), "expected at least 4 along axis 0"),
-        "complex": (write(folder, "complex.nii.gz", good.astype(np.complex64)), "complex64"),
-        "colour": (write(folder, "colour.nii.gz", rgb), "expected real numbers"),
-    }
-
-
-@pytest.mark.parametrize(
-    "kind", ["nowhere", "text", "cut", "4-D", "constant", "NaN", "singular", "thin", "complex", "colour"]
-)
-@pytest.mark.parametrize("place", ["fixed", "moving"])
-def test_wrong_input_is_one_sentence_before_any_work(kind, place, command, tmp_path, capsys) -> None:
-    path, sentence = wrong_inputs(tmp_path)[kind]
-    good = write(tmp_path, "good.nii.gz", scene((12, 12, 12)).astype(np.float32))
-    images = (path, good) if place == "fixed" else (good, path)
-    with pytest.raises(SystemExit) as stop:
-        command("register", *images, "--out", "out")
-    printed = capsys.readouterr().err
-    assert stop.value.code == 2 and sentence in printed and Path(path).name in printed
-    assert len(printed.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
-
-
-def test_the_command_leaves_whole_files_and_its_verdict(command, tmp_path, capsys) -> None:
-    size = (40, 36)
-    fixed, affine, truth = scene(size), affine_of(size), turned(size, 15, 10)
-    paths = [
-        write(tmp_path, f"{name}.nii.gz", values.astype(np.float32), affine)
-        for name, values in (("fixed", fixed), ("moving", moved(fixed, affine, truth)))
-    ]
-    atlas = write(tmp_path, "atlas.nii.gz", (moved(fixed, affine, truth) > 60).astype(np.uint8), affine)
-    command("register", *paths, "--out", "out", "--stages", "rigid", "--warp-labels", atlas)
-    assert capsys.readouterr().out.startswith("good: ")
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {
-        *("warped.nii.gz", "transform.h5", "inverse.h5", "affine.tfm", "report.json", "picture.png"),
-        "warped_atlas.nii.gz",
-    }
-    report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["quality"]["verdict"] == "good" and report["stages"][0]["stage"] == "rigid"
-    warped = np.asarray(nib.load(tmp_path / "out/warped_atlas.nii.gz").dataobj).reshape(size)
-    assert 2 * ((warped > 0) & (fixed > 60)).sum() / ((warped > 0).sum() + (fixed > 60).sum()) > 0.95
-    with pytest.raises(SystemExit):
-        command("register", *paths, "--out", "out", "--stages", "rigid")
-    assert "warped.nii.gz exists" in capsys.readouterr().err
-    command("register", *paths, "--out", "out", "--stages", "rigid", "--overwrite", "--json")
-    assert json.loads(capsys.readouterr().out)["quality"]["verdict"] == "good"
-    noise = write(tmp_path, "noise.nii.gz", np.random.default_rng(1).normal(size=size) ** 2, affine)
-    with pytest.raises(SystemExit) as stop:
-        command("register", paths[0], noise, "--out", "noise", "--stages", "rigid")
-    assert stop.value.code == 3 and (tmp_path / "noise/report.json").exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -320,29 +200,6 @@ def test_the_default_is_the_shipped_config_of_local_correlation() -> None:
     assert ours.similarity.window == update["similarity"]["init_args"]["window"]
     assert (ours.sigma, ours.regularity) == (update["sigma"], update["regularity"])
     assert module.layer.field_sigma == settings["field_sigma"]
-
-
-@pytest.mark.parametrize("kind", ["text", "4-D", "complex", "plane"])
-def test_a_file_to_warp_that_cannot_be_is_refused_before_any_work(kind, command, tmp_path, capsys) -> None:
-    good = write(tmp_path, "good.nii.gz", scene((12, 12, 12)).astype(np.float32))
-    plane = write(tmp_path, "plane.nii.gz", scene((12, 12)).astype(np.float32))
-    wrong = {**wrong_inputs(tmp_path), "plane": (plane, "has 2 dimensions, expected 3")}[kind]
-    with pytest.raises(SystemExit) as stop:
-        command("register", good, good, "--out", "out", "--warp-images", wrong[0])
-    printed = capsys.readouterr().err
-    assert stop.value.code == 2 and wrong[1] in printed and len(printed.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_place_that_cannot_be_written_is_refused_before_any_work(command, tmp_path, capsys) -> None:
-    good = write(tmp_path, "good.nii.gz", scene((12, 12, 12)).astype(np.float32))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/inverse.h5").write_text("another's")
-    for folder, sentence in ((good + "/out", "is a file, expected a folder"), ("out", "inverse.h5 exists")):
-        with pytest.raises(SystemExit) as stop:
-            command("register", good, good, "--out", folder)
-        assert stop.value.code == 2 and sentence in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["inverse.h5"]
 
 
 def test_stages_go_on_from_a_given_affine() -> None:

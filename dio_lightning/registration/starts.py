@@ -64,10 +64,11 @@ def information(
 def _turns(axes: NDArray, d: int, degrees: tuple[float, ...]) -> list[NDArray[np.float64]]:
     """Rotations (3, 3) by all combinations of angles; of a plane, about its normal alone."""
     angles = product(degrees, repeat=3) if d == 3 else ((0.0, 0.0, angle) for angle in degrees)
-    return [axes @ _rotation(*map(radians, angle)) @ axes.T for angle in angles]
+    return [axes @ rotation(*map(radians, angle)) @ axes.T for angle in angles]
 
 
-def _rotation(a: float, b: float, c: float) -> NDArray[np.float64]:
+def rotation(a: float, b: float, c: float) -> NDArray[np.float64]:
+    """The turn (3, 3) by angles about x, then y, then z, in radians."""
     about_x = np.array([[1, 0, 0], [0, cos(a), -sin(a)], [0, sin(a), cos(a)]])
     about_y = np.array([[cos(b), 0, sin(b)], [0, 1, 0], [-sin(b), 0, cos(b)]])
     about_z = np.array([[cos(c), -sin(c), 0], [sin(c), cos(c), 0], [0, 0, 1]])
