@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from levels import between, every_size, level_of, pair_of, smooth
+from levels import SIZES, between, every_size, level_of, pair_of, smooth
 from monai.losses.image_dissimilarity import GlobalMutualInformationLoss
 from scipy.ndimage import map_coordinates
 from torch.testing import assert_close
 
 from dio_lightning.features import Intensity
 from dio_lightning.fields import blocks, identity, jacobian_determinant, warp
+from dio_lightning.layers import OptimizerLayer
 from dio_lightning.level import Level
 from dio_lightning.losses import (
     LNCC,
@@ -31,7 +32,7 @@ from dio_lightning.losses import (
 )
 from dio_lightning.pair import Pair
 from dio_lightning.transformations import FreeForm
-from dio_lightning.updates import Descent, GaussNewton
+from dio_lightning.updates import Descent, GaussNewton, ImageDescent
 
 TERMS: dict[str, Term] = {
     "features": FeatureDistance(),
@@ -260,3 +261,10 @@ def test_wrong_settings_and_labels_get_one_sentence() -> None:
     for message, call in calls.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_terms_of_a_layer_have_no_weights_to_save() -> None:
+    rules = [Descent(terms=list(TERMS.values())), ImageDescent(SSD(), terms=[LabelPrompt()])]
+    for rule in rules:
+        layer = OptimizerLayer([1], rule)
+        assert not layer.state_dict() and len(list(layer.inner.children())) > 0
