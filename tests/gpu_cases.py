@@ -245,6 +245,9 @@ def _losses() -> Iterator[Case]:
     def points(g: Given, unit: Unit) -> Tensor:
         return losses.Landmarks(unit)(g.field(), g.points(), g.points(), g.spacing())
 
+    def prototypes(g: Given) -> Tensor:
+        return losses.Prototypes()(g.image(4), g.image(4), g.labels(), g.labels())
+
     def term(g: Given, of: losses.Term, coarse: bool = False) -> object:
         pair = g.pair(batch=2)
         grid = fields.blocks(g.size, 2 if coarse else 1)
@@ -278,6 +281,7 @@ def _losses() -> Iterator[Case]:
     yield Case("losses.SSD", lambda g: losses.SSD()(g.image(2), g.image(2)))
     yield Case("losses.soft_dice", lambda g: losses.soft_dice(g.labels(), g.labels(), g.field()))
     yield Case("losses.Dice", lambda g: losses.Dice(6)(g.labels(), g.labels(), g.field()))
+    yield Case("losses.Prototypes", prototypes, tolerance=1e-3)
     yield Case("losses.diffusion", lambda g: losses.diffusion(g.field(), "mean"))
     yield Case("losses.Diffusion", lambda g: losses.Diffusion()(g.field()))
     yield Case("losses.folding", lambda g: losses.folding(g.field(0.3, 3.0)))
@@ -302,6 +306,22 @@ def _features() -> Iterator[Case]:
         # a descriptor leaves its pyramid in float32, so the network behind it never sees anything else
         return g.module(features.Described(descriptor, inside), torch.float32)(g.image())
 
+    def joined(g: Given) -> list[Tensor]:
+        return features.Joined([features.LocalContrast((2, 1)), features.GradientMagnitude((2, 1))], [1.0, 0.5])(
+            g.image()
+        )
+
+    def started(g: Given) -> list[Tensor]:
+        descriptor = features.LocalContrast((2, 1))
+        inside = features.UNet(2, 4, (2, 1), g.d, (8, 8), residual=True, intensity_scale=[1.0, 2.0])
+        return g.module(features.Described(descriptor, inside), torch.float32)(g.image())
+
+    for name in ("local_contrast", "gradient_magnitude"):
+        yield Case(f"features.{name}", lambda g, name=name: getattr(features, name)(g.image()), tolerance=1e-3)
+    for kind in (features.LocalContrast, features.GradientMagnitude):
+        yield Case(f"features.{kind.__name__}", lambda g, kind=kind: kind()(g.image()), tolerance=1e-3)
+    yield Case("features.Joined", joined, tolerance=1e-3)
+    yield Case("features.Described (residual)", started, tolerance=3e-3, network=True)
     yield Case("features.Intensity", lambda g: features.Intensity()(g.image()))
     yield Case("features.mind", lambda g: features.mind(g.image()), tolerance=1e-3)
     yield Case("features.MIND", lambda g: features.MIND(spatial_dims=g.d)(g.image()), tolerance=1e-3)

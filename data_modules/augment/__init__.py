@@ -2,6 +2,7 @@
 
 from data_modules.augment.affine import RandomAffine
 from data_modules.augment.base import FIELDS, POINTS, Augmentation, Augmented
+from data_modules.augment.deformation import RandomDeformation
 from data_modules.augment.grids import Crop, Flip, cropped, flipped
 from data_modules.augment.intensity import RandomAnisotropy, RandomIntensity
 from data_modules.augment.swap import Swap
@@ -15,6 +16,7 @@ __all__ = [
     "Flip",
     "RandomAffine",
     "RandomAnisotropy",
+    "RandomDeformation",
     "RandomIntensity",
     "Swap",
     "cropped",

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from dio_lightning.features import FeaturePyramid, Intensity
 from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
+from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
-from dio_lightning.losses import Objective
+from dio_lightning.losses import Objective, Prototypes
 from dio_lightning.modules.iterative import IterativeModule, Pyramids
 from dio_lightning.modules.refinement import Refinement
 from dio_lightning.pair import Pair
@@ -31,6 +32,7 @@ class DIO(IterativeModule):
         opens: optimizer step of the training at which each level opens, coarse to fine; levels not yet open are neither
             computed nor scored. All are open from the start by default.
         refine: see `RegistrationModule`.
+        anatomy: a training loss of the features themselves, taken at every open level; it needs labels.
 
     Raises:
         ValueError: if iterations, levels and opens differ in number, or opens does not start at 0 and rise.
@@ -48,6 +50,7 @@ class DIO(IterativeModule):
         resolution: float = 1.0,
         opens: Sequence[int] | None = None,
         refine: Refinement | None = None,
+        anatomy: Prototypes | None = None,
     ) -> None:
         super().__init__(objective, optimizer, scheduler, resolution, refine)
         levels = features.levels
@@ -62,7 +65,7 @@ class DIO(IterativeModule):
                 f"opens is {opens}, expected {len(levels)} rising steps that start at 0, one for each of "
                 f"features.levels {list(levels)}"
             )
-        self.features, self.layer, self.opens = features, layer, opens
+        self.features, self.layer, self.opens, self.anatomy = features, layer, opens, anatomy
         # kept in the checkpoint: what training never opened, a test must not use
         self.register_buffer("open_levels", torch.tensor(opens.count(0)))
 
@@ -107,10 +110,10 @@ class DIO(IterativeModule):
     def pyramids(self, work: Pair, pair: Pair) -> Pyramids:
         """Features at the open levels; a moving image that keeps its grid has its features brought to the fixed one."""
         levels = self.features.levels[: int(self.open_levels)]
-        fixed, grids = self.features(work["fixed"], levels), self.features.grids(work["fixed"].shape[2:], levels)
-        matrix = fixed_to_moving(pair)
+        grids, matrix = self.features.grids(work["fixed"].shape[2:], levels), fixed_to_moving(pair)
         if matrix is None or not self.keeps_grid(pair):
-            return Pyramids(fixed, self.features(work["moving"], levels), grids)
+            return Pyramids(*self._of_both(work, levels), grids)
+        fixed = self.features(work["fixed"], levels)
         image = downsample(pair["moving"], self._size(pair["moving"]))
         of_fixed, of_moving = (
             spanning(x.shape[2:], small.shape[2:]).matrix().to(matrix)
@@ -123,6 +126,34 @@ class DIO(IterativeModule):
             for m, a, b in zip(self.features(image, levels), grids, theirs, strict=True)
         ]
         return Pyramids(fixed, moving, grids)
+
+    def _learn(self, pair: Pair) -> tuple[dict[str, Tensor], list[Solution]]:
+        """The objective's terms, and that of the features where there is one."""
+        if self.anatomy is None:
+            return super()._learn(pair)
+        work = self.work(pair)
+        if "fixed_label" not in work or "moving_label" not in work:
+            raise ValueError("The loss of the features needs labels, but the pair has no fixed_label and moving_label.")
+        pyramids = self.pyramids(work, pair)
+        solutions = self.layer(*pyramids, work)
+        terms = self._terms(work, solutions)
+        losses = []
+        for fixed, moving, grid in zip(pyramids.fixed, pyramids.moving, pyramids.grids or (), strict=True):
+            labels = (
+                seen_from(label, grid.matrix().to(fixed.device)[None], grid.size, "nearest", "border")
+                for label in (work["fixed_label"], work["moving_label"])
+            )
+            losses.append(self.anatomy(fixed, moving, *labels))
+        features = torch.stack(losses).mean()
+        return {**terms, "loss": terms["loss"] + self.anatomy.weight * features, "features": features}, solutions
+
+    def _of_both(self, work: Pair, levels: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features of both images of one grid; in training as one batch, which is faster and needs no more memory."""
+        images = work["fixed"], work["moving"]
+        if not torch.is_grad_enabled():
+            return self.features(images[0], levels), self.features(images[1], levels)
+        both = [x.chunk(2) for x in self.features(torch.cat(images), levels)]
+        return [fixed for fixed, _ in both], [moving for _, moving in both]
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Opens the levels whose step has come."""
