@@ -1,5 +1,7 @@
 """The loss that tells structures apart, against its definition, and in the training of DIO."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,8 +69,16 @@ def test_structures_of_one_image_alone_are_left_out() -> None:
     assert Prototypes()(fixed.detach(), moving, torch.full_like(of_fixed, 7), of_moving) == 0
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"weight": -1.0}])
-def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
+def test_some_of_the_voxels_say_what_all_do_in_the_mean() -> None:
+    pair = drawn(40, 40)
+    torch.manual_seed(0)
+    some = torch.stack([Prototypes(voxels=400)(*pair) for _ in range(30)])
+    assert some.std() > 1e-4
+    assert_close(some.mean(), Prototypes()(*pair), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"weight": -1.0}, {"voxels": 0}])
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected a positive number"):
         Prototypes(**settings)
 

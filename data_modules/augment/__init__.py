@@ -2,6 +2,7 @@
 
 from data_modules.augment.affine import RandomAffine
 from data_modules.augment.base import FIELDS, POINTS, Augmentation, Augmented
+from data_modules.augment.contrast import RandomContrast
 from data_modules.augment.deformation import RandomDeformation
 from data_modules.augment.grids import Crop, Flip, cropped, flipped
 from data_modules.augment.intensity import RandomAnisotropy, RandomIntensity
@@ -16,6 +17,7 @@ __all__ = [
     "Flip",
     "RandomAffine",
     "RandomAnisotropy",
+    "RandomContrast",
     "RandomDeformation",
     "RandomIntensity",
     "Swap",

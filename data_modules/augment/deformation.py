@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_modules.augment.base import Augmentation, check_probability, happens
+from data_modules.augment.base import Augmentation, check_probability, happens, spacing_of
 from data_modules.base import Sample
 from dio_lightning.fields import compose, exponential, gaussian_smooth, identity, resize
 from dio_lightning.fields import sample as sample_at
@@ -63,7 +63,7 @@ class RandomDeformation(Augmentation):
         if not happens(self.probability):
             return None
         image = sample[side]
-        spacing = _spacing(sample, side)
+        spacing = spacing_of(sample, side)
         mm, sigma = (float(torch.empty(()).uniform_(*limits)) for limits in (self.size, self.smoothness))
         return velocity(image.shape[1:], spacing, mm, sigma).to(image.device)
 
@@ -116,12 +116,3 @@ def _pulled(points: Tensor, u: Tensor, back: Tensor) -> Tensor:
     for _ in range(STEPS):
         y = y + 0.5 * (x - y - sample_at(u, y))
     return y[0].to(points.dtype)
-
-
-def _spacing(sample: Sample, side: str) -> list[float]:
-    """Millimetres per voxel of an image's grid; 1 where a pair does not say."""
-    d = sample[side].ndim - 1
-    affine = sample.get("moving_affine" if side == "moving" and "moving_affine" in sample else "affine")
-    if affine is not None:
-        return affine[:3, :d].norm(dim=0).tolist()
-    return sample["spacing"].tolist() if "spacing" in sample else [1.0] * d
