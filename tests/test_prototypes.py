@@ -29,7 +29,7 @@ def test_it_is_its_definition(size: tuple[int, ...]) -> None:
     fixed, moving, of_fixed, of_moving = drawn(*size)
     expected = []
     for f, m, a, b in zip(fixed, moving, of_fixed, of_moving, strict=True):
-        scale = f.flatten(1).var(1).mean()
+        scale = torch.stack([f.flatten(1).var(1), m.flatten(1).var(1)]).mean()
         for x, y, p, q in ((f, a, m, b), (m, b, f, a)):
             means = torch.stack([p[:, q[0] == k].mean(1) for k in range(4)])
             distance = (x.flatten(1).T[:, None] - means).square().sum(2)

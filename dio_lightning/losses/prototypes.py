@@ -14,7 +14,7 @@ class Prototypes(nn.Module):
     """Cross-entropy of each image's voxels, classified by the prototypes of the other (Snell et al., NeurIPS 2017).
 
     A structure's prototype is the mean of its features in one image; a voxel of the other image belongs to structure k
-    with the softmax over k of -‖F - μ_k‖² / (τ s), s the variance of the fixed features, the mean of the channels. It
+    with the softmax over k of -‖F - μ_k‖² / (τ s), s the variance of the features, the mean of channels and images. It
     is the distance that `FeatureDistance` descends on, so nothing is learned beside the features, and their scale does
     not matter. Structures count alike, whatever their size, and the two directions too; structures that only one image
     has, and no others, are left out. Background is a structure.
@@ -41,7 +41,7 @@ class Prototypes(nn.Module):
     def forward(self, fixed: Features, moving: Features, fixed_label: Label, moving_label: Label) -> Float[Tensor, ""]:
         """The cross-entropy in nats, the mean over structures, directions and samples; 0 without a shared label."""
         with torch.autocast(fixed.device.type, enabled=False):  # a matrix product would keep three digits
-            scale = self.temperature * variance(fixed)
+            scale = self.temperature * (variance(fixed) + variance(moving)) / 2
             flat = fixed.flatten(2), moving.flatten(2), fixed_label.flatten(1).long(), moving_label.flatten(1).long()
             both = [
                 (self._entropy(f, a, m, b, s) + self._entropy(m, b, f, a, s)) / 2

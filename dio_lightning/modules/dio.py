@@ -1,8 +1,10 @@
 """Deep implicit optimisation: learned features, then the displacement that best aligns them."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import Objective, Prototypes
 from dio_lightning.modules.iterative import IterativeModule, Pyramids
 from dio_lightning.modules.refinement import Refinement
-from dio_lightning.pair import Pair
+from dio_lightning.pair import Pair, both_ways
 from dio_lightning.transformations import Affine
 
 
@@ -33,6 +35,7 @@ class DIO(IterativeModule):
             computed nor scored. All are open from the start by default.
         refine: see `RegistrationModule`.
         anatomy: a training loss of the features themselves, taken at every open level; it needs labels.
+        symmetric: every training step registers its pairs both ways; the features are computed once.
 
     Raises:
         ValueError: if iterations, levels and opens differ in number, or opens does not start at 0 and rise.
@@ -51,6 +54,7 @@ class DIO(IterativeModule):
         opens: Sequence[int] | None = None,
         refine: Refinement | None = None,
         anatomy: Prototypes | None = None,
+        symmetric: bool = False,
     ) -> None:
         super().__init__(objective, optimizer, scheduler, resolution, refine)
         levels = features.levels
@@ -65,7 +69,8 @@ class DIO(IterativeModule):
                 f"opens is {opens}, expected {len(levels)} rising steps that start at 0, one for each of "
                 f"features.levels {list(levels)}"
             )
-        self.features, self.layer, self.opens, self.anatomy = features, layer, opens, anatomy
+        self.features, self.layer, self.opens = features, layer, opens
+        self.anatomy, self.symmetric = anatomy, symmetric
         # kept in the checkpoint: what training never opened, a test must not use
         self.register_buffer("open_levels", torch.tensor(opens.count(0)))
 
@@ -128,24 +133,33 @@ class DIO(IterativeModule):
         return Pyramids(fixed, moving, grids)
 
     def _learn(self, pair: Pair) -> tuple[dict[str, Tensor], list[Solution]]:
-        """The objective's terms, and that of the features where there is one."""
-        if self.anatomy is None:
-            return super()._learn(pair)
+        """The objective's terms, those of both directions if symmetric, and that of the features where there is one."""
         work = self.work(pair)
-        if "fixed_label" not in work or "moving_label" not in work:
-            raise ValueError("The loss of the features needs labels, but the pair has no fixed_label and moving_label.")
         pyramids = self.pyramids(work, pair)
+        features = None if self.anatomy is None else self._anatomy(self.anatomy, pyramids, work)
+        if self.symmetric:
+            sides = list(zip(pyramids.fixed, pyramids.moving, strict=True))
+            pyramids = Pyramids([torch.cat(x) for x in sides], [torch.cat(x[::-1]) for x in sides], pyramids.grids)
+            work = both_ways(work)
         solutions = self.layer(*pyramids, work)
         terms = self._terms(work, solutions)
+        if features is not None and self.anatomy is not None:
+            terms |= {"loss": terms["loss"] + self.anatomy.weight * features, "features": features}
+        return terms, solutions
+
+    def _anatomy(self, loss: Prototypes, pyramids: Pyramids, work: Pair) -> Tensor:
+        """The loss of the features, the mean over the levels."""
+        if "fixed_label" not in work or "moving_label" not in work:
+            raise ValueError("The loss of the features needs labels, but the pair has no fixed_label and moving_label.")
         losses = []
         for fixed, moving, grid in zip(pyramids.fixed, pyramids.moving, pyramids.grids or (), strict=True):
+            matrix = grid.matrix().to(fixed.device).expand(len(fixed), 4, 4)
             labels = (
-                seen_from(label, grid.matrix().to(fixed.device)[None], grid.size, "nearest", "border")
+                seen_from(label, matrix, grid.size, "nearest", "border")
                 for label in (work["fixed_label"], work["moving_label"])
             )
-            losses.append(self.anatomy(fixed, moving, *labels))
-        features = torch.stack(losses).mean()
-        return {**terms, "loss": terms["loss"] + self.anatomy.weight * features, "features": features}, solutions
+            losses.append(loss(fixed, moving, *labels))
+        return torch.stack(losses).mean()
 
     def _of_both(self, work: Pair, levels: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
         """Features of both images of one grid; in training as one batch, which is faster and needs no more memory."""
@@ -154,6 +168,15 @@ class DIO(IterativeModule):
             return self.features(images[0], levels), self.features(images[1], levels)
         both = [x.chunk(2) for x in self.features(torch.cat(images), levels)]
         return [fixed for fixed, _ in both], [moving for _, moving in both]
+
+    def on_fit_start(self) -> None:
+        """Raises ValueError for a moving average that would average the number of open levels too."""
+        averages = [x for x in cast(Any, self.trainer).callbacks if isinstance(x, WeightAveraging)]
+        if self.opens[-1] > 0 and any(getattr(x, "_use_buffers", True) for x in averages):
+            raise ValueError(
+                "the moving average of the weights has use_buffers true, expected false: levels open in time, and an "
+                "average of how many are open would keep the last ones shut"
+            )
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Opens the levels whose step has come."""
