@@ -247,9 +247,6 @@ def _losses() -> Iterator[Case]:
     def points(g: Given, unit: Unit) -> Tensor:
         return losses.Landmarks(unit)(g.field(), g.points(), g.points(), g.spacing())
 
-    def prototypes(g: Given) -> Tensor:
-        return losses.Prototypes()(g.image(4), g.image(4), g.labels(), g.labels())
-
     def term(g: Given, of: losses.Term, coarse: bool = False) -> object:
         pair = g.pair(batch=2)
         grid = fields.blocks(g.size, 2 if coarse else 1)
@@ -283,7 +280,6 @@ def _losses() -> Iterator[Case]:
     yield Case("losses.SSD", lambda g: losses.SSD()(g.image(2), g.image(2)))
     yield Case("losses.soft_dice", lambda g: losses.soft_dice(g.labels(), g.labels(), g.field()))
     yield Case("losses.Dice", lambda g: losses.Dice(6)(g.labels(), g.labels(), g.field()))
-    yield Case("losses.Prototypes", prototypes, tolerance=1e-3)
     yield Case("losses.diffusion", lambda g: losses.diffusion(g.field(), "mean"))
     yield Case("losses.Diffusion", lambda g: losses.Diffusion()(g.field()))
     yield Case("losses.folding", lambda g: losses.folding(g.field(0.3, 3.0)))

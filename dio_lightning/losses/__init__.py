@@ -6,7 +6,6 @@ from dio_lightning.losses.landmarks import Landmarks
 from dio_lightning.losses.objective import Objective, at_size
 from dio_lightning.losses.overlap import Dice, soft_dice
 from dio_lightning.losses.prompts import LabelPrompt, LandmarkPrompt
-from dio_lightning.losses.prototypes import Prototypes
 from dio_lightning.losses.regularity import (
     Bending,
     Diffusion,
@@ -35,7 +34,6 @@ __all__ = [
     "Landmarks",
     "MutualInformation",
     "Objective",
-    "Prototypes",
     "Term",
     "TotalVariation",
     "at_size",

@@ -12,7 +12,7 @@ from dio_lightning.features import FeaturePyramid, Intensity
 from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
-from dio_lightning.losses import Objective, Prototypes
+from dio_lightning.losses import Objective
 from dio_lightning.modules.iterative import IterativeModule, Pyramids
 from dio_lightning.modules.refinement import Refinement
 from dio_lightning.pair import Pair, both_ways
@@ -34,7 +34,6 @@ class DIO(IterativeModule):
         opens: optimizer step of the training at which each level opens, coarse to fine; levels not yet open are neither
             computed nor scored. All are open from the start by default.
         refine: see `RegistrationModule`.
-        anatomy: a training loss of the features themselves, taken at every open level; it needs labels.
         symmetric: every training step registers its pairs both ways; the features are computed once.
 
     Raises:
@@ -53,7 +52,6 @@ class DIO(IterativeModule):
         resolution: float = 1.0,
         opens: Sequence[int] | None = None,
         refine: Refinement | None = None,
-        anatomy: Prototypes | None = None,
         symmetric: bool = False,
     ) -> None:
         super().__init__(objective, optimizer, scheduler, resolution, refine)
@@ -70,7 +68,7 @@ class DIO(IterativeModule):
                 f"features.levels {list(levels)}"
             )
         self.features, self.layer, self.opens = features, layer, opens
-        self.anatomy, self.symmetric = anatomy, symmetric
+        self.symmetric = symmetric
         # kept in the checkpoint: what training never opened, a test must not use
         self.register_buffer("open_levels", torch.tensor(opens.count(0)))
 
@@ -133,33 +131,14 @@ class DIO(IterativeModule):
         return Pyramids(fixed, moving, grids)
 
     def _learn(self, pair: Pair) -> tuple[dict[str, Tensor], list[Solution]]:
-        """The objective's terms, those of both directions if symmetric, and that of the features where there is one."""
+        """The objective's terms and the solutions, of both directions if symmetric."""
+        if not self.symmetric:
+            return super()._learn(pair)
         work = self.work(pair)
-        pyramids = self.pyramids(work, pair)
-        features = None if self.anatomy is None else self._anatomy(self.anatomy, pyramids, work)
-        if self.symmetric:
-            sides = list(zip(pyramids.fixed, pyramids.moving, strict=True))
-            pyramids = Pyramids([torch.cat(x) for x in sides], [torch.cat(x[::-1]) for x in sides], pyramids.grids)
-            work = both_ways(work)
-        solutions = self.layer(*pyramids, work)
-        terms = self._terms(work, solutions)
-        if features is not None and self.anatomy is not None:
-            terms |= {"loss": terms["loss"] + self.anatomy.weight * features, "features": features}
-        return terms, solutions
-
-    def _anatomy(self, loss: Prototypes, pyramids: Pyramids, work: Pair) -> Tensor:
-        """The loss of the features, the mean over the levels."""
-        if "fixed_label" not in work or "moving_label" not in work:
-            raise ValueError("The loss of the features needs labels, but the pair has no fixed_label and moving_label.")
-        losses = []
-        for fixed, moving, grid in zip(pyramids.fixed, pyramids.moving, pyramids.grids or (), strict=True):
-            matrix = grid.matrix().to(fixed.device).expand(len(fixed), 4, 4)
-            labels = (
-                seen_from(label, matrix, grid.size, "nearest", "border")
-                for label in (work["fixed_label"], work["moving_label"])
-            )
-            losses.append(loss(fixed, moving, *labels))
-        return torch.stack(losses).mean()
+        pyramids, both = self.pyramids(work, pair), both_ways(work)
+        sides = list(zip(pyramids.fixed, pyramids.moving, strict=True))
+        solutions = self.layer([torch.cat(x) for x in sides], [torch.cat(x[::-1]) for x in sides], pyramids.grids, both)
+        return self._terms(both, solutions), solutions
 
     def _of_both(self, work: Pair, levels: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
         """Features of both images of one grid; in training as one batch, which is faster and needs no more memory."""
