@@ -318,6 +318,12 @@ def _features() -> Iterator[Case]:
         yield Case(f"features.{name}", lambda g, name=name: getattr(features, name)(g.image()), tolerance=1e-3)
     for kind in (features.LocalContrast, features.GradientMagnitude):
         yield Case(f"features.{kind.__name__}", lambda g, kind=kind: kind()(g.image()), tolerance=1e-3)
+
+    def probable(g: Given) -> list[Tensor]:
+        inside = features.UNet(1, 4, (2, 1), g.d, (8, 8))
+        return g.module(features.Posteriors(inside, 3, g.d))(g.image())
+
+    yield Case("features.Posteriors", probable, tolerance=3e-3, network=True)
     yield Case("features.Joined", joined, tolerance=1e-3)
     yield Case("features.Described (residual)", started, tolerance=3e-3, network=True)
     yield Case("features.Intensity", lambda g: features.Intensity()(g.image()))

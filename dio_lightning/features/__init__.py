@@ -10,6 +10,7 @@ from dio_lightning.features.joined import Joined
 from dio_lightning.features.learned import FeatureNetwork
 from dio_lightning.features.lku import LKU
 from dio_lightning.features.mind import MIND, mind
+from dio_lightning.features.posteriors import Posteriors
 from dio_lightning.features.unet import UNet
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Intensity",
     "Joined",
     "LocalContrast",
+    "Posteriors",
     "UNet",
     "UNetE",
     "gradient_magnitude",

@@ -226,14 +226,15 @@ class RegistrationModule(FiniteSteps):
         return {name: torch.stack([terms[name] for terms in levels]).mean() for name in levels[0]}
 
     def _report(self, terms: dict[str, Tensor], solutions: Sequence[Solution], stage: str, size: int) -> None:
-        last = solutions[-1]
-        report = {
-            **{name: value.detach() for name, value in terms.items()},
-            "residual": last.residual.mean(),
-            "steps": torch.stack([s.steps.float().mean() for s in solutions]).sum(),
-            "converged": last.converged.float().mean(),
-            "failed": last.failed.float().mean(),
-        }
+        report = {name: value.detach() for name, value in terms.items()}
+        if solutions:
+            last = solutions[-1]
+            report |= {
+                "residual": last.residual.mean(),
+                "steps": torch.stack([s.steps.float().mean() for s in solutions]).sum(),
+                "converged": last.converged.float().mean(),
+                "failed": last.failed.float().mean(),
+            }
         self.log_dict({f"{stage}/{k}": v for k, v in report.items()}, batch_size=size, sync_dist=stage != "train")
         if terms:
             self.log(f"{stage}_loss", terms["loss"].detach(), prog_bar=True, logger=False, batch_size=size)

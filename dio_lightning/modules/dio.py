@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from dio_lightning.features import FeaturePyramid, Intensity
 from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
@@ -17,6 +17,9 @@ from dio_lightning.modules.iterative import IterativeModule, Pyramids
 from dio_lightning.modules.refinement import Refinement
 from dio_lightning.pair import Pair, both_ways
 from dio_lightning.transformations import Affine
+
+EPS = 1e-6
+"""Added to probabilities before their logarithm."""
 
 
 class DIO(IterativeModule):
@@ -34,6 +37,10 @@ class DIO(IterativeModule):
         opens: optimizer step of the training at which each level opens, coarse to fine; levels not yet open are neither
             computed nor scored. All are open from the start by default.
         refine: see `RegistrationModule`.
+        anatomy: a loss of (logarithm of the features, label) at every open level, for features that are probabilities
+            (`Posteriors`): MONAI's `DiceCELoss` with `to_onehot_y` and `softmax`. Without an objective it trains alone,
+            and training solves nothing.
+        anatomy_weight: its weight beside the objective.
         symmetric: every training step registers its pairs both ways; the features are computed once.
 
     Raises:
@@ -52,6 +59,8 @@ class DIO(IterativeModule):
         resolution: float = 1.0,
         opens: Sequence[int] | None = None,
         refine: Refinement | None = None,
+        anatomy: nn.Module | None = None,
+        anatomy_weight: float = 1.0,
         symmetric: bool = False,
     ) -> None:
         super().__init__(objective, optimizer, scheduler, resolution, refine)
@@ -68,7 +77,7 @@ class DIO(IterativeModule):
                 f"features.levels {list(levels)}"
             )
         self.features, self.layer, self.opens = features, layer, opens
-        self.symmetric = symmetric
+        self.anatomy, self.anatomy_weight, self.symmetric = anatomy, anatomy_weight, symmetric
         # kept in the checkpoint: what training never opened, a test must not use
         self.register_buffer("open_levels", torch.tensor(opens.count(0)))
 
@@ -130,15 +139,46 @@ class DIO(IterativeModule):
         ]
         return Pyramids(fixed, moving, grids)
 
+    def check_trainable(self) -> None:
+        """See `RegistrationModule`; a loss of the features is enough to train with."""
+        if self.anatomy is None:
+            super().check_trainable()
+
     def _learn(self, pair: Pair) -> tuple[dict[str, Tensor], list[Solution]]:
-        """The objective's terms and the solutions, of both directions if symmetric."""
-        if not self.symmetric:
-            return super()._learn(pair)
+        """The objective's terms and the solutions, of both directions if symmetric, and the loss of the features.
+
+        Without an objective nothing is solved.
+        """
         work = self.work(pair)
-        pyramids, both = self.pyramids(work, pair), both_ways(work)
-        sides = list(zip(pyramids.fixed, pyramids.moving, strict=True))
-        solutions = self.layer([torch.cat(x) for x in sides], [torch.cat(x[::-1]) for x in sides], pyramids.grids, both)
-        return self._terms(both, solutions), solutions
+        pyramids = self.pyramids(work, pair)
+        features = {} if self.anatomy is None else {"features": self._anatomy(self.anatomy, pyramids, work)}
+        if self.objective is None:
+            return {"loss": self.anatomy_weight * features["features"], **features}, []
+        if self.symmetric:
+            sides = list(zip(pyramids.fixed, pyramids.moving, strict=True))
+            pyramids = Pyramids([torch.cat(x) for x in sides], [torch.cat(x[::-1]) for x in sides], pyramids.grids)
+            work = both_ways(work)
+        solutions = self.layer(*pyramids, work)
+        terms = self._terms(work, solutions)
+        for value in features.values():
+            terms["loss"] = terms["loss"] + self.anatomy_weight * value
+        return terms | features, solutions
+
+    def _anatomy(self, loss: nn.Module, pyramids: Pyramids, work: Pair) -> Tensor:
+        """The loss of the features' logarithms beside the labels, the mean over both images and the levels.
+
+        Raises:
+            ValueError: if the pair has no labels.
+        """
+        if "fixed_label" not in work or "moving_label" not in work:
+            raise ValueError("The loss of the features needs labels, but the pair has no fixed_label and moving_label.")
+        losses = []
+        for fixed, moving, grid in zip(pyramids.fixed, pyramids.moving, pyramids.grids or (), strict=True):
+            matrix = grid.matrix().to(fixed.device).expand(len(fixed), 4, 4)
+            for features, label in ((fixed, work["fixed_label"]), (moving, work["moving_label"])):
+                there = seen_from(label, matrix, grid.size, "nearest", "border")
+                losses.append(loss((features + EPS).log(), there))
+        return torch.stack(losses).mean()
 
     def _of_both(self, work: Pair, levels: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
         """Features of both images of one grid; in training as one batch, which is faster and needs no more memory."""
