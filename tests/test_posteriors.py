@@ -29,14 +29,19 @@ def module(d: int = 2, anatomy: bool = True, objective: bool = True, **settings)
     return DIO(features, OptimizerLayer((3, 3)), score, anatomy=loss, **settings)
 
 
+def posteriors(model: DIO) -> Posteriors:
+    assert isinstance(model.features, Posteriors)
+    return model.features
+
+
 @pytest.mark.parametrize("size", [(20, 18), (12, 13, 14)], ids=str)
 def test_features_are_probabilities_of_the_network_s_classes(size):
     model = module(len(size))
     pair = collate([data(*size).dataset("train")[0]])
-    raw = model.features.features(pair["fixed"])
+    raw = posteriors(model).features(pair["fixed"])
     for level, x, p in zip((2, 1), raw, model.features(pair["fixed"]), strict=True):
         assert p.shape == (1, LABELS + 1, *(-(-n // level) for n in size))
-        assert_close(p, model.features.classifiers[str(level)](x).softmax(1))
+        assert_close(p, posteriors(model).classifiers[str(level)](x).softmax(1))
         assert_close(p.sum(1), torch.ones_like(p[:, 0]))
 
 
@@ -44,10 +49,10 @@ def test_the_loss_is_monai_s_over_both_images_and_all_levels():
     model, pair = module(objective=False), collate([data(16, 18).dataset("train")[0]])
     plain = DIO(model.features, model.layer, anatomy=DiceCELoss(to_onehot_y=True, softmax=True, lambda_dice=0.0))
     expected = []
-    for side in ("fixed", "moving"):
-        label = pair[f"{side}_label"].long()
-        raw = zip((2, 1), model.features.features(pair[side]), strict=True)
-        coarse, fine = (model.features.classifiers[str(level)](x) for level, x in raw)
+    for image, labels in ((pair["fixed"], pair["fixed_label"]), (pair["moving"], pair["moving_label"])):
+        label = labels.long()
+        raw = zip((2, 1), posteriors(model).features(image), strict=True)
+        coarse, fine = (posteriors(model).classifiers[str(level)](x) for level, x in raw)
         # the nearest voxel of a block's centre is the far one
         expected += [cross_entropy(coarse, label[:, 0, 1::2, 1::2]), cross_entropy(fine, label[:, 0])]
     terms, solutions = plain._learn(pair)

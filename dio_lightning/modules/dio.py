@@ -176,8 +176,8 @@ class DIO(IterativeModule):
         for fixed, moving, grid in zip(pyramids.fixed, pyramids.moving, pyramids.grids or (), strict=True):
             matrix = grid.matrix().to(fixed.device).expand(len(fixed), 4, 4)
             for features, label in ((fixed, work["fixed_label"]), (moving, work["moving_label"])):
-                there = seen_from(label, matrix, grid.size, "nearest", "border")
-                losses.append(loss((features + EPS).log(), there))
+                at_level = seen_from(label, matrix, grid.size, "nearest", "border")
+                losses.append(loss((features + EPS).log(), at_level))
         return torch.stack(losses).mean()
 
     def _of_both(self, work: Pair, levels: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
