@@ -1,5 +1,7 @@
 """Probabilities of structures as features, and their training by labels, beside an objective or alone."""
 
+from typing import cast
+
 import pytest
 import torch
 from monai.losses.dice import DiceCELoss
@@ -49,9 +51,10 @@ def test_the_loss_is_monai_s_over_both_images_and_all_levels():
     model, pair = module(objective=False), collate([data(16, 18).dataset("train")[0]])
     plain = DIO(model.features, model.layer, anatomy=DiceCELoss(to_onehot_y=True, softmax=True, lambda_dice=0.0))
     expected = []
-    for image, labels in ((pair["fixed"], pair["fixed_label"]), (pair["moving"], pair["moving_label"])):
-        label = labels.long()
-        raw = zip((2, 1), posteriors(model).features(image), strict=True)
+    whole = cast(dict[str, torch.Tensor], pair)
+    for side in ("fixed", "moving"):
+        label = whole[f"{side}_label"].long()
+        raw = zip((2, 1), posteriors(model).features(whole[side]), strict=True)
         coarse, fine = (posteriors(model).classifiers[str(level)](x) for level, x in raw)
         # the nearest voxel of a block's centre is the far one
         expected += [cross_entropy(coarse, label[:, 0, 1::2, 1::2]), cross_entropy(fine, label[:, 0])]

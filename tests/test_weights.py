@@ -43,6 +43,18 @@ def test_the_weights_register_unseen_brains_with_either_transformation(data_root
 
 
 @pytest.mark.real
+def test_features_that_start_from_local_contrast_register_better_than_local_correlation(data_root):
+    """On the first test pair, where LNCC with its own settings has 0.621; experiments/README.md has all twelve."""
+    method = load(str(EXPERIMENTS / "dio/weights/contrast.safetensors"), ["--data.root", str(data_root / "brains_2mm")])
+    _, pair = next(method.batches(1))
+    with torch.no_grad():
+        u = method.module.register(pair)
+    found = score(u, pair, method)
+    assert float(found["dice"].mean()) > 0.65
+    assert float(found["folds"].mean()) == 0
+
+
+@pytest.mark.real
 @pytest.mark.parametrize("file", RIVALS, ids=lambda f: f"{f.parts[-3]}-{f.stem}")
 def test_the_weights_of_every_method_register_people_that_it_has_not_seen(file, data_root):
     method = load(str(file), ["--data.root", str(data_root / "brains_2mm")])
