@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,25 +96,26 @@ class Registration:
         """Write warped.nii.gz, transform.h5, inverse.h5, affine.tfm, displacement.nii.gz and report.json.
 
         Transforms are ITK's: SimpleITK, ANTs and Slicer read them. affine.tfm and displacement.nii.gz are the two parts
-        of transform.h5; the second is there where something was deformed.
+        of transform.h5; the second is there where something was deformed. Several fields in a row are one there,
+        sampled on the fixed grid; where a field follows an affine, as it may after a transform to start from, all of it
+        is in the displacement, and the affine is the identity.
 
         Raises:
             FileExistsError: if one of the files is there and may not be replaced.
             OSError: if the folder cannot be written to.
         """
         folder = Path(folder)
-        fields = [link for link in self.transform.links if isinstance(link, Field)]
+        fields, affine = _parts(self.transform)
         paths = {name: folder / name for name in FILES if fields or name != "displacement.nii.gz"}
         expect_free(list(paths.values()), overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         save_image(paths["warped.nii.gz"], self.warp())
-        affines = Chain([link for link in self.transform.links if isinstance(link, Affine)])
         both = self.fixed.grid, self.moving.grid
         write_transform(paths["transform.h5"], self.transform, *both, overwrite=True)
         write_transform(paths["inverse.h5"], self.inverse, self.moving.grid, self.fixed.grid, overwrite=True)
-        write_transform(paths["affine.tfm"], affines.merged(), *both, overwrite=True)
+        write_transform(paths["affine.tfm"], affine, *both, overwrite=True)
         if fields:
-            write_transform(paths["displacement.nii.gz"], Chain(fields), *both, overwrite=True)
+            write_transform(paths["displacement.nii.gz"], fields, *both, overwrite=True)
         self._draw(paths["picture.png"])
         write_atomic(paths["report.json"], json.dumps(self.report(), indent=2) + "\n")
         return list(paths.values())
@@ -147,6 +149,16 @@ class Registration:
         values = np.asarray(image)
         values = values.astype(np.int32 if values.dtype.kind in "iub" else np.float32)
         return header_of(Nifti1Image(values, self.moving.grid.affine if affine is None else affine), Path("the image"))
+
+
+def _parts(chain: Chain) -> tuple[Chain | None, Chain]:
+    """The fields of a chain, None if it has none, and the affine that follows them; a field that follows one has it."""
+    links = chain.merged().links
+    fields = list(takewhile(lambda link: isinstance(link, Field), links))
+    rest = links[len(fields) :]
+    if any(isinstance(link, Field) for link in rest):
+        fields, rest = list(links), []
+    return Chain(fields) if fields else None, Chain([Affine(np.eye(4)), *rest]).merged()
 
 
 def _plain(value: object) -> object:
