@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from dio_lightning.headers import Header, header_of, read_header
 from dio_lightning.registration.quality import Quality
 from dio_lightning.registration.scan import Image, Scan
 from dio_lightning.scores.summary import versions
-from dio_lightning.transforms import Affine, Chain, Field, Inverse, warp_image, warp_points, write_transform
+from dio_lightning.transforms import Chain, Inverse, warp_image, warp_points, write_transform
 from dio_lightning.transforms.resampling import Mode
 from dio_lightning.volume_files import save_volume
 
@@ -105,8 +104,8 @@ class Registration:
             OSError: if the folder cannot be written to.
         """
         folder = Path(folder)
-        fields, affine = _parts(self.transform)
-        paths = {name: folder / name for name in FILES if fields or name != "displacement.nii.gz"}
+        fields, affine = self.transform.fields_and_affine()
+        paths = {name: folder / name for name in FILES if fields.links or name != "displacement.nii.gz"}
         expect_free(list(paths.values()), overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         save_image(paths["warped.nii.gz"], self.warp())
@@ -114,7 +113,7 @@ class Registration:
         write_transform(paths["transform.h5"], self.transform, *both, overwrite=True)
         write_transform(paths["inverse.h5"], self.inverse, self.moving.grid, self.fixed.grid, overwrite=True)
         write_transform(paths["affine.tfm"], affine, *both, overwrite=True)
-        if fields:
+        if fields.links:
             write_transform(paths["displacement.nii.gz"], fields, *both, overwrite=True)
         self._draw(paths["picture.png"])
         write_atomic(paths["report.json"], json.dumps(self.report(), indent=2) + "\n")
@@ -149,16 +148,6 @@ class Registration:
         values = np.asarray(image)
         values = values.astype(np.int32 if values.dtype.kind in "iub" else np.float32)
         return header_of(Nifti1Image(values, self.moving.grid.affine if affine is None else affine), Path("the image"))
-
-
-def _parts(chain: Chain) -> tuple[Chain | None, Chain]:
-    """The fields of a chain, None if it has none, and the affine that follows them; a field that follows one has it."""
-    links = chain.merged().links
-    fields = list(takewhile(lambda link: isinstance(link, Field), links))
-    rest = links[len(fields) :]
-    if any(isinstance(link, Field) for link in rest):
-        fields, rest = list(links), []
-    return Chain(fields) if fields else None, Chain([Affine(np.eye(4)), *rest]).merged()
 
 
 def _plain(value: object) -> object:
