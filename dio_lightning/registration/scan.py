@@ -1,6 +1,7 @@
 """An image and where it lies: whatever a user has, checked before anything is done with it."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -92,20 +93,18 @@ class Scan:
             raise ValueError(f"{self.name} is {counted[0]:g} wherever {mask.name} holds it, expected some contrast")
         return replace(self, mask=inside)
 
-    @property
+    @cached_property
     def normalised(self) -> Float[Tensor, "1 1 *s"]:
         """Intensities between 0 and 1: from the 0.5 % to the 99.5 % quantile of the values above the least.
 
         Of a masked scan the values that count say which those are.
         """
-        flat = self.values.flatten() if self.mask is None else self.values[self.mask]
-        step = max(1, len(flat) // 2**22)  # quantile takes 2^24 values at most
-        some = flat[::step]
-        low = torch.quantile(some, 0.005)
-        inside = some[some > low]
-        high = torch.quantile(inside if len(inside) else some, 0.995)
+        flat = (self.values.flatten() if self.mask is None else self.values[self.mask]).numpy()
+        low = float(np.quantile(flat, 0.005))
+        inside = flat[flat > low]
+        high = float(np.quantile(inside if len(inside) else flat, 0.995))
         if not high > low:
-            low, high = some.min(), some.max()
+            low, high = float(flat.min()), float(flat.max())
         return ((self.values - low) / (high - low)).clamp(0, 1)
 
 
