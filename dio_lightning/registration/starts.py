@@ -69,13 +69,13 @@ def information(
     parts = []
     for some in (matrices[i : i + BATCH] for i in range(0, len(matrices), BATCH)):
         weights = weights_of(counts, counted(moving, some, grid))
-        seen = seen_at(blurred, moving.grid, some, grid)
+        image = seen_at(blurred, moving.grid, some, grid)
         if weights is None:
-            parts.append(normalised_information(seen, fixed))
+            parts.append(normalised_information(image, fixed))
             continue
-        share = weights.expand_as(seen).flatten(1).mean(1) / (1 if counts is None else counts.mean())
-        weights = torch.where(spread(share < LEAST, weights), 1, weights.expand_as(seen))
-        parts.append(torch.where(share < LEAST, 1.0, normalised_information(seen, fixed, weights=weights)))
+        share = weights.expand_as(image).flatten(1).mean(1) / (1 if counts is None else counts.mean())
+        weights = torch.where(spread(share < LEAST, weights), 1, weights.expand_as(image))
+        parts.append(torch.where(share < LEAST, 1.0, normalised_information(image, fixed, weights=weights)))
     return torch.cat(parts).numpy()
 
 
