@@ -110,7 +110,7 @@ def test_every_term_that_needs_nothing_can_be_named() -> None:
 
 @pytest.mark.real
 def test_a_lesion_in_a_brain_that_is_cut_out_pulls_at_nothing(data_root, tmp_path) -> None:
-    """A bright ball in Colin27's white matter: with its mask, what is around it lands where it does without the ball."""
+    """A bright ball in Colin27's white matter: with its mask, what is around it lands as it does without it."""
     from dio_lightning import register
 
     brains = data_root / "brain_real"
