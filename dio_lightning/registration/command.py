@@ -10,6 +10,7 @@ from typing import Any
 
 from dio_lightning.errors import fail
 from dio_lightning.files import expect_free
+from dio_lightning.registration.options import Points, add_options, given_arguments, point_targets
 from dio_lightning.usage import CommandParser
 
 EXAMPLES = """examples:
@@ -42,12 +43,15 @@ def parser() -> CommandParser:
     model = "weights for the deformable stage (default: local correlation of the images, nothing trained)"
     made.add_argument("--model", type=Path, metavar="FILE", help=model)
     made.add_argument("--transformation", choices=TRANSFORMATIONS, help="of the deformable stage, not the model's")
-    made.add_argument("--start", type=Path, metavar="TRANSFORM", help="affine to go on from (.tfm, .mat, .txt)")
+    start = "transform to go on from; with rigid or affine stages, one without fields"
+    made.add_argument("--start", type=Path, metavar="TRANSFORM", help=start)
     made.add_argument("--fixed-labels", type=Path, metavar="FILE", help="label map of the fixed image, to be matched")
     made.add_argument("--moving-labels", type=Path, metavar="FILE", help="label map of the moving image")
     labels = "the labels to match (default: all)"
     made.add_argument("--prompt-label", type=int, nargs="+", metavar="N", help=labels)
-    made.add_argument("--prompt-weight", type=float, default=1.0, metavar="W", help="their weight (default: 1)")
+    weight = "of labels and landmarks (default: 1)"
+    made.add_argument("--prompt-weight", type=float, default=1.0, metavar="W", help=weight)
+    add_options(made)
     made.add_argument("--warp-images", type=Path, nargs="+", default=[], metavar="FILE", help="more images to warp")
     made.add_argument("--warp-labels", type=Path, nargs="+", default=[], metavar="FILE", help="label maps to warp")
     made.add_argument("--device", default="cpu", help="of the deformable stage: cpu, cuda (default: %(default)s)")
@@ -64,6 +68,7 @@ def register(argv: Sequence[str]) -> None:
         fail("register: --prompt-label names labels of --fixed-labels and --moving-labels, expected both maps")
     passengers = [(path, mode) for mode in ("images", "labels") for path in getattr(options, f"warp_{mode}")]
     targets = _targets(options, [path for path, _ in passengers])
+    points = [Points.read(path, options.coordinates, options.moving) for path in options.warp_points]
     from dio_lightning.registration.pipeline import register as run
     from dio_lightning.registration.result import save_image
 
@@ -73,6 +78,9 @@ def register(argv: Sequence[str]) -> None:
     written = result.save(options.out, options.overwrite)
     for target, image in zip(targets, images, strict=True):
         save_image(target, image)
+        written.append(target)
+    for target, file in zip(point_targets(options.out, options.warp_points), points, strict=True):
+        file.write_warped(target, result)
         written.append(target)
     if options.json:
         print(json.dumps(result.report(), indent=2))
@@ -92,14 +100,15 @@ def _targets(options: argparse.Namespace, passengers: Sequence[Path]) -> list[Pa
 
     out: Path = options.out
     targets = [out / f"warped_{stem(path.name)}.nii.gz" for path in passengers]
-    if len(set(targets)) < len(targets):
+    moved = point_targets(out, options.warp_points)
+    if len(set(targets)) < len(targets) or len(set(moved)) < len(moved):
         fail("register: two files to warp have one name, expected names of their own")
     above = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not above.is_dir():
         fail(f"register: {above} is a file, expected a folder for the results")
     if not os.access(above, os.W_OK):
         fail(f"register: {above} cannot be written to, expected a folder for the results")
-    expect_free([*(out / name for name in FILES), *targets], options.overwrite)
+    expect_free([*(out / name for name in FILES), *targets, *moved], options.overwrite)
     return targets
 
 
@@ -118,17 +127,20 @@ def _check_passengers(moving: Path, passengers: Sequence[Path]) -> None:
 def _arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The options as `registration.register` takes them."""
     from dio_lightning import transformations
-    from dio_lightning.losses import LabelPrompt
-    from dio_lightning.transforms import read_transform
+    from dio_lightning.headers import read_header
+    from dio_lightning.transforms import ImageGrid, read_transform
 
     kind = options.transformation
-    prompted = options.fixed_labels is not None or options.moving_labels is not None
+    start = None
+    if options.start is not None:
+        fixed, moving = (ImageGrid.of(read_header(path)) for path in (options.fixed, options.moving))
+        start = read_transform(options.start, fixed, moving)
     return {
         "stages": [stage.strip() for stage in options.stages.split(",") if stage.strip()],
         "model": options.model,
         "transformation": None if kind is None else getattr(transformations, kind)(),
-        "terms": [LabelPrompt(options.prompt_label, weight=options.prompt_weight)] if prompted else [],
-        "start": None if options.start is None else read_transform(options.start),
+        **given_arguments(options),
+        "start": start,
         "fixed_labels": options.fixed_labels,
         "moving_labels": options.moving_labels,
         "device": options.device,

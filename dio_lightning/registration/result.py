@@ -16,7 +16,7 @@ from dio_lightning.headers import Header, header_of, read_header
 from dio_lightning.registration.quality import Quality
 from dio_lightning.registration.scan import Image, Scan
 from dio_lightning.scores.summary import versions
-from dio_lightning.transforms import Affine, Chain, Field, Inverse, warp_image, warp_points, write_transform
+from dio_lightning.transforms import Chain, Inverse, warp_image, warp_points, write_transform
 from dio_lightning.transforms.resampling import Mode
 from dio_lightning.volume_files import save_volume
 
@@ -95,25 +95,26 @@ class Registration:
         """Write warped.nii.gz, transform.h5, inverse.h5, affine.tfm, displacement.nii.gz and report.json.
 
         Transforms are ITK's: SimpleITK, ANTs and Slicer read them. affine.tfm and displacement.nii.gz are the two parts
-        of transform.h5; the second is there where something was deformed.
+        of transform.h5; the second is there where something was deformed. Several fields in a row are one there,
+        sampled on the fixed grid; where a field follows an affine, as it may after a transform to start from, all of it
+        is in the displacement, and the affine is the identity.
 
         Raises:
             FileExistsError: if one of the files is there and may not be replaced.
             OSError: if the folder cannot be written to.
         """
         folder = Path(folder)
-        fields = [link for link in self.transform.links if isinstance(link, Field)]
-        paths = {name: folder / name for name in FILES if fields or name != "displacement.nii.gz"}
+        fields, affine = self.transform.fields_and_affine()
+        paths = {name: folder / name for name in FILES if fields.links or name != "displacement.nii.gz"}
         expect_free(list(paths.values()), overwrite)
         folder.mkdir(parents=True, exist_ok=True)
         save_image(paths["warped.nii.gz"], self.warp())
-        affines = Chain([link for link in self.transform.links if isinstance(link, Affine)])
         both = self.fixed.grid, self.moving.grid
         write_transform(paths["transform.h5"], self.transform, *both, overwrite=True)
         write_transform(paths["inverse.h5"], self.inverse, self.moving.grid, self.fixed.grid, overwrite=True)
-        write_transform(paths["affine.tfm"], affines.merged(), *both, overwrite=True)
-        if fields:
-            write_transform(paths["displacement.nii.gz"], Chain(fields), *both, overwrite=True)
+        write_transform(paths["affine.tfm"], affine, *both, overwrite=True)
+        if fields.links:
+            write_transform(paths["displacement.nii.gz"], fields, *both, overwrite=True)
         self._draw(paths["picture.png"])
         write_atomic(paths["report.json"], json.dumps(self.report(), indent=2) + "\n")
         return list(paths.values())
