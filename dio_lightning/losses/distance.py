@@ -93,6 +93,11 @@ class FeatureSimilarity(Term):
         self.similarity = similarity
 
     @property
+    def rests(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the similarity is at rest where feature maps agree."""
+        return bool(getattr(self.similarity, "rests", True))
+
+    @property
     def maskable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the similarity takes weights."""
         return bool(getattr(self.similarity, "maskable", False))

@@ -17,7 +17,7 @@ class MutualInformation(Similarity):
 
     Every image is brought to [0, 1] by its own extremes first, those of what counts of it. Of two images with one
     channel. Windows are linear, not Gaussian as in MONAI's `GlobalMutualInformationLoss`, whose time and memory are
-    bins × voxels.
+    bins × voxels. Images that agree are a peak of it, not a summit: interpolation costs information at once.
 
     Args:
         bins: bins of the histogram along each axis.
@@ -27,6 +27,7 @@ class MutualInformation(Similarity):
         ValueError: if there are fewer than two bins.
     """
 
+    rests = False
     maskable = True
 
     def __init__(self, bins: int = 32, weight: float = 1.0) -> None:
