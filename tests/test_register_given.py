@@ -109,6 +109,22 @@ def test_linear_stages_leave_out_what_masks_leave_out(size) -> None:
         np.testing.assert_allclose(matrix(**ones), matrix(), atol=1e-3)
 
 
+def test_a_small_mask_in_a_large_field_of_view_is_enough() -> None:
+    """Of the moving image a twentieth counts: what is left is judged by that, not by the field of view."""
+    size, large = SIZES[0], (150, 140)
+    start = [slice(50, 50 + n) for n in size]
+    fixed, moving, mask = (np.zeros(large) for _ in range(3))
+    fixed[tuple(start)] = scene(size)
+    affine, truth = affine_of(large), turned(large, 12, 8)
+    moving = moved(fixed, affine, truth)
+    mask = gaussian_filter((moving > 20).astype(float), 1) > 0.1
+    assert mask.mean() < 0.07
+    result = register(fixed, moving, fixed_affine=affine, moving_affine=affine, stages=("rigid",), moving_mask=mask)
+    points = np.argwhere(fixed > 20) @ affine[:2, :2] + affine[:2, 3]
+    missed = result.transform.points(points) - Affine(truth).points(points)
+    assert np.linalg.norm(missed, axis=1).mean() < 0.5 * SPACING
+
+
 @every_size
 def test_landmarks_meet_though_the_images_say_nothing_of_them(size) -> None:
     """Through an affine that has placed the moving image, in millimetres of each world."""

@@ -17,7 +17,7 @@ Matrices = NDArray[np.float64]
 """(n, 4, 4), RAS millimetres of the fixed world to those of the moving one."""
 BATCH = 16
 LEAST = 0.1
-"""Share of the fixed image's voxels that count that has to count in both."""
+"""Share of what counts of either image that has to count in both."""
 TURNS = (-30.0, -15.0, 0.0, 15.0, 30.0)
 """Degrees about each axis."""
 
@@ -64,19 +64,28 @@ def information(
 ) -> NDArray[np.float64]:
     """Normalised mutual information of the fixed image and the moving one under each matrix.
 
-    Of what counts of the fixed image, (1, 1, *s), and of the moving one; 1 where less than a tenth of that is left.
+    Of what counts of the fixed image, (1, 1, *s), and of the moving one; 1 where less is left than a tenth of what
+    counts of either.
     """
-    parts = []
+    parts, least = [], LEAST * min(1.0 if counts is None else float(counts.mean()), _extent(moving, grid))
     for some in (matrices[i : i + BATCH] for i in range(0, len(matrices), BATCH)):
         weights = weights_of(counts, counted(moving, some, grid))
         image = seen_at(blurred, moving.grid, some, grid)
         if weights is None:
             parts.append(normalised_information(image, fixed))
             continue
-        share = weights.expand_as(image).flatten(1).mean(1) / (1 if counts is None else counts.mean())
-        weights = torch.where(spread(share < LEAST, weights), 1, weights.expand_as(image))
-        parts.append(torch.where(share < LEAST, 1.0, normalised_information(image, fixed, weights=weights)))
+        weights = weights.expand_as(image)
+        few = weights.flatten(1).mean(1) < least
+        weights = torch.where(spread(few, weights), 1, weights)
+        parts.append(torch.where(few, 1.0, normalised_information(image, fixed, weights=weights)))
     return torch.cat(parts).numpy()
+
+
+def _extent(scan: Scan, grid: ImageGrid) -> float:
+    """What counts of a scan as a share of the extent of a grid."""
+    if scan.mask is None:
+        return 1.0
+    return float(scan.mask.sum()) * float(np.prod(scan.grid.spacing)) / float(np.prod(grid.spacing * grid.size))
 
 
 def weights_of(*counts: torch.Tensor | None) -> torch.Tensor | None:
