@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dio_lightning.layers import Run
+from dio_lightning.layers import Observer, Run
 from dio_lightning.losses import LabelPrompt, Term
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
 from dio_lightning.registration.deformable import changed, deform, local_correlation
 from dio_lightning.registration.grids import seen_at
+from dio_lightning.registration.images import check_dimensions
+from dio_lightning.registration.journal import Journal, Parts
 from dio_lightning.registration.linear import Kind, align
 from dio_lightning.registration.quality import judge
 from dio_lightning.registration.result import Registration
@@ -44,6 +47,7 @@ def register(
     moving_labels: Image | None = None,
     device: str = "cpu",
     tell: Tell = lambda text: None,
+    observe: Observer | None = None,
 ) -> Registration:
     """Register the moving image onto the fixed one.
 
@@ -63,6 +67,7 @@ def register(
         moving_labels: likewise on the moving image's.
         device: where the deformable stage runs.
         tell: is told each stage as it begins.
+        observe: is given a `Record` of every state of the deformable stage.
 
     Returns:
         The transform, what it makes of images and points, and how far it is to be trusted.
@@ -71,40 +76,51 @@ def register(
         FileNotFoundError, ValueError: with one sentence, before any long work starts.
     """
     began = time.perf_counter()
-    _check_stages(
+    check_stages(
         stages, {"model": model, "transformation": transformation, "terms": terms or None, "labels": fixed_labels}
     )
-    place = _device(device)
+    place = device_of(device)
     scans = Scan.of(fixed, fixed_affine, "the fixed image"), Scan.of(moving, moving_affine, "the moving image")
-    _check_pair(*scans)
+    check_dimensions({scan.name: len(scan.grid.size) for scan in scans})
     labels = _labels(scans, fixed_labels, moving_labels)
     _check_prompts(terms, labels)
     module = _module(model, scans[0], transformation, terms).to(place) if "deformable" in stages else None
     matrix, report = _matrix(start), list[dict[str, Any]]()
     kinds: list[Kind] = [stage for stage in stages if stage != "deformable"]
     if kinds:
-        clock = time.perf_counter()
-        matrix = align(*scans, kinds, matrix, tell)
-        report.append({"stage": " and ".join(kinds), "seconds": time.perf_counter() - clock})
+        clock, parts = time.perf_counter(), Parts(tell)
+        matrix = align(*scans, kinds, matrix, parts)
+        report.append(_stage(" and ".join(kinds), clock, parts=parts.report()))
     matrix = np.eye(4) if matrix is None else matrix
     chain = Chain([Affine(matrix)])
     if module is not None:
         tell(f"deformable, {module.title}")
-        clock, taken = time.perf_counter(), dict[int, int]()
-        run = Run(observe=lambda record: taken.update({record.level: record.step}))
-        field = deform(module, *scans, matrix, _extras(scans, labels, matrix), run, place)
-        levels = [{"level": level, "steps": steps} for level, steps in sorted(taken.items())]
-        report.append({"stage": "deformable", "seconds": time.perf_counter() - clock, "levels": levels})
+        clock, journal = time.perf_counter(), Journal(observe)
+        with journal.reading(module):
+            field = deform(module, *scans, matrix, _extras(scans, labels, matrix), Run(observe=journal), place)
+        report.append(_stage("deformable", clock, levels=journal.levels()))
         chain = Chain([field, *chain.links])
     tell("inverse")
     inverse = chain.inverse(scans[1].grid)
     quality = judge(*scans, chain, inverse)
-    seconds = time.perf_counter() - began
     method = module.title if module is not None else ""
-    return Registration(*scans, chain, inverse, quality, {"method": method, "stages": report, "seconds": seconds})
+    details = {"method": method, "stages": report, **_cost(began, place)}
+    return Registration(*scans, chain, inverse, quality, details)
 
 
-def _check_stages(stages: Sequence[str], deformable: Mapping[str, object]) -> None:
+def _stage(name: str, began: float, **what: object) -> dict[str, Any]:
+    """What the report says of a stage that ends now."""
+    return {"stage": name, "seconds": time.perf_counter() - began, **what}
+
+
+def _cost(began: float, device: torch.device) -> dict[str, float]:
+    """Seconds until now, and the most memory that the process or the device has held, in MiB."""
+    from dio_lightning.callbacks.cost import peak_memory  # draws in what draws
+
+    return {"seconds": time.perf_counter() - began, "peak_mb": peak_memory(device)}
+
+
+def check_stages(stages: Sequence[str], deformable: Mapping[str, object]) -> None:
     """Raises ValueError for stages that are none, or if something is said of a deformable one that is not there."""
     wrong = [stage for stage in stages if stage not in STAGES]
     if not stages or wrong or "deformable" in stages[:-1]:
@@ -116,7 +132,7 @@ def _check_stages(stages: Sequence[str], deformable: Mapping[str, object]) -> No
         raise ValueError(f"{unused[0]} is for the deformable stage, but stages are {', '.join(stages)}")
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """The device of this name, if it is there."""
     try:
         device = torch.device(name)
@@ -124,12 +140,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
         raise ValueError(f"device is {name!r}, expected one that this machine has, such as cpu or cuda") from error
     return device
-
-
-def _check_pair(fixed: Scan, moving: Scan) -> None:
-    if len(fixed.grid.size) != len(moving.grid.size):
-        sizes = f"{len(fixed.grid.size)} and {len(moving.grid.size)}"
-        raise ValueError(f"{fixed.name} and {moving.name} have {sizes} dimensions, expected as many")
 
 
 def _matrix(start: Transform | None) -> NDArray[np.float64] | None:
@@ -151,7 +161,8 @@ def _module(
     if model is None:
         module: RegistrationModule = local_correlation(fixed.grid.size)
     elif isinstance(model, RegistrationModule):
-        module = model
+        # the caller's module keeps its transformation and its terms
+        module = deepcopy(model) if transformation is not None or terms else model
     else:
         from dio_lightning.api import load
 
