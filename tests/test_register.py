@@ -17,7 +17,6 @@ from dio_lightning.implicit import Adam, Stagnation
 from dio_lightning.losses import LNCC, LabelPrompt
 from dio_lightning.registration import Registration, Scan, register
 from dio_lightning.registration.deformable import local_correlation
-from dio_lightning.registration.similarity import normalised_information
 from dio_lightning.transformations import FreeForm, Rigid
 from dio_lightning.transforms import Affine, Chain
 from dio_lightning.updates import ImageDescent
@@ -137,17 +136,6 @@ def test_unrelated_images_are_not_called_good() -> None:
         scene(size), noise, fixed_affine=affine_of(size), moving_affine=affine_of(size), stages=("rigid",)
     )
     assert result.quality.verdict == "failed"
-
-
-def test_normalised_information_is_its_definition() -> None:
-    a, b = torch.rand(2, 1, 6, 7), torch.rand(1, 1, 6, 7)
-    for i, ours in enumerate(normalised_information(a, b, 4).tolist()):
-        joint = np.histogram2d(
-            *[np.rint(3 * x.flatten().numpy()) for x in (a[i], b[0])], bins=[np.arange(-0.5, 4)] * 2
-        )[0]
-        p = joint / joint.sum()
-        entropy = [-(q[q > 0] * np.log(q[q > 0])).sum() for q in (p.sum(0), p.sum(1), p)]
-        assert ours == pytest.approx((entropy[0] + entropy[1]) / entropy[2])
 
 
 @pytest.mark.parametrize("size", [(9, 8), (7, 9, 8)])

@@ -1,6 +1,7 @@
 """An image and where it lies: whatever a user has, checked before anything is done with it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +60,15 @@ class Scan:
         matrix = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
         return cls(_checked(values, name), ImageGrid(values.shape, matrix), None, name)
 
-    @property
+    @cached_property
     def normalised(self) -> Float[Tensor, "1 1 *s"]:
         """Intensities between 0 and 1: from the 0.5 % to the 99.5 % quantile of the values above the least."""
-        flat = self.values.flatten()
-        step = max(1, len(flat) // 2**22)  # quantile takes 2^24 values at most
-        some = flat[::step]
-        low = torch.quantile(some, 0.005)
-        inside = some[some > low]
-        high = torch.quantile(inside if len(inside) else some, 0.995)
+        flat = self.values.flatten().numpy()
+        low = float(np.quantile(flat, 0.005))
+        inside = flat[flat > low]
+        high = float(np.quantile(inside if len(inside) else flat, 0.995))
         if not high > low:
-            low, high = some.min(), some.max()
+            low, high = float(flat.min()), float(flat.max())
         return ((self.values - low) / (high - low)).clamp(0, 1)
 
 

@@ -1,0 +1,35 @@
+"""Joint histograms on the CPU: tensors to the compiled loops and back."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dio_lightning.ops import information_kernels
+from dio_lightning.ops.match_numba import _threads
+
+_CHUNK = 2**15
+"""Voxels that share a private histogram."""
+
+
+def joint_counts(a: Tensor, b: Tensor, bins: int, weights: Tensor | None) -> Tensor:
+    """See `ops.information._counts`: images (b, n), result (b, bins, bins) float64."""
+    parts = np.zeros((len(a), -(-a.shape[1] // _CHUNK), bins, bins))
+    _threads()
+    information_kernels.counts(_array(a), _array(b), _weights(weights), _CHUNK, parts)
+    return torch.from_numpy(parts.sum(1))
+
+
+def slope(a: Tensor, b: Tensor, steps: Tensor, weights: Tensor | None) -> Tensor:
+    """See `ops.information._slope`: images (b, n), steps (b, bins - 1, bins) float64."""
+    out = torch.empty_like(a, memory_format=torch.contiguous_format)
+    _threads()
+    information_kernels.slope(_array(a), _array(b), _weights(weights), steps.numpy(), out.numpy())
+    return out
+
+
+def _array(image: Tensor) -> np.ndarray:
+    return image.detach().contiguous().numpy()
+
+
+def _weights(weights: Tensor | None) -> np.ndarray:
+    return np.empty((0, 0)) if weights is None else weights.contiguous().numpy()
