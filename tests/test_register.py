@@ -155,7 +155,7 @@ def test_the_rigid_model_is_a_rotation_about_the_middle(size) -> None:
     ("arguments", "sentence"),
     [
         ({"stages": ()}, "stages are none"),
-        ({"stages": ("deformable", "rigid")}, "a deformable one last"),
+        ({"stages": ("deformable", "rigid")}, "deformable ones last"),
         ({"stages": ("rigged",)}, "stages are rigged"),
         ({"moving": scene((12, 12, 12))}, "have 2 and 3 dimensions"),
         ({"fixed_labels": scene((16, 16))}, "labels of one image alone"),

@@ -54,7 +54,7 @@ def batch(options: argparse.Namespace) -> None:
             if task.name in before and task.of_others(before[task.name])
         ]
         _stop(faults)
-        worker = Worker(options)
+        worker = Worker(tasks[0].options)
         table = Table(options.out / RESULTS, tasks, options.overwrite)
         shown.total(len(tasks))
         for task in tasks:
@@ -62,7 +62,7 @@ def batch(options: argparse.Namespace) -> None:
                 table.add(row := _row(task, before[task.name]))
                 shown.ended(f"{task.name}: {row['verdict']}, done before")
         todo: list[Task] = [task for task in tasks if task.name not in before]
-        for task, report in _inline(worker, todo, shown) if options.jobs == 1 else _spread(options, todo):
+        for task, report in _inline(worker, todo, shown) if options.jobs == 1 else _spread(todo, options.jobs):
             table.add(row := _row(task, report))
             shown.ended(f"{task.name}: {row['verdict']}: {row['sentence']}")
     table.say(options)
@@ -72,7 +72,7 @@ class Worker:
     """What does one pair after another, with a model that is loaded once.
 
     Args:
-        options: those of the command.
+        options: those of one pair; what is of the pair alone does not count.
 
     Raises:
         FileNotFoundError, ValueError: if the options cannot be followed, whatever the pair.
@@ -186,11 +186,13 @@ def _inline(worker: Worker, todo: Sequence[Any], shown: Progress) -> Iterator[tu
         yield task, worker(task, shown)
 
 
-def _spread(options: argparse.Namespace, todo: Sequence[Any]) -> Iterator[tuple[Any, Mapping[str, Any] | str]]:
+def _spread(todo: Sequence[Any], jobs: int) -> Iterator[tuple[Any, Mapping[str, Any] | str]]:
     """In several processes of one thread each, as they end."""
-    processes = min(options.jobs, max(len(todo), 1))
+    if not todo:
+        return
     others = {*multiprocessing.active_children()}
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (options,))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(todo)), spawn, _begin, (todo[0].options,))
     try:
         waiting = {pool.submit(_work, task): task for task in todo}
         for future in as_completed(waiting):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dio_lightning.fields import gaussian_average, sample
 from dio_lightning.registration.scan import Scan
-from dio_lightning.transforms import Affine, ImageGrid
+from dio_lightning.transforms import Affine, ImageGrid, Transform
 
 
 def isotropic(grid: ImageGrid, edge: float, margin: float = 0.0) -> ImageGrid:
@@ -61,3 +61,10 @@ def seen_at(
     points = onto.points()
     places = [grid.voxels(Affine(matrix).map(points)).to(image) for matrix in matrices]
     return sample(image, torch.stack(places), mode, "zeros")
+
+
+def placed(
+    image: Float[Tensor, "1 1 *s"], grid: ImageGrid, transform: Transform, onto: ImageGrid, mode: str = "linear"
+) -> Float[Tensor, "1 1 *t"]:
+    """An image of one grid on another one, where a transform takes that one's voxels; 0 outside."""
+    return sample(image, grid.voxels(transform.at(onto)).to(image)[None], mode, "zeros")

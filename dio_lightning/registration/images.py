@@ -46,8 +46,8 @@ def check_header(header: Header, name: str) -> None:
         raise ValueError(f"{name} has an affine that is not invertible, expected one that says where it lies")
 
 
-def checked_values(values: NDArray, name: str) -> NDArray[np.float32]:
-    """Values (*s) in single precision.
+def checked_values(values: NDArray, name: str, contrast: bool = True) -> NDArray[np.float32]:
+    """Values (*s) in single precision; with `contrast` they may not be the same everywhere.
 
     Raises:
         ValueError: if they are not those of a scan.
@@ -67,6 +67,6 @@ def checked_values(values: NDArray, name: str) -> NDArray[np.float32]:
         raise ValueError(f"{name} has {wrong} values that are NaN or infinite, expected finite ones")
     # huge integers and doubles keep their contrast, not their zero
     floats = np.ascontiguousarray((values.astype(np.float64)).astype(np.float32))
-    if not floats.size or floats.min() == floats.max():
+    if not floats.size or (contrast and floats.min() == floats.max()):
         raise ValueError(f"{name} is {floats.flat[0]:g} everywhere, expected an image with some contrast")
     return floats

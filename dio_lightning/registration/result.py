@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,7 +24,6 @@ from dio_lightning.transforms.files import Format
 from dio_lightning.transforms.resampling import Mode
 from dio_lightning.volume_files import save_volume
 
-KINDS = (Affine, Field)
 Examine = Callable[[Path, Path], Mapping[str, Any]]
 """What looks at a written transform and a warped image."""
 
@@ -100,7 +100,9 @@ class Registration:
         """Write warped.nii.gz, transform.h5, inverse.h5, affine.tfm, displacement.nii.gz, picture.png and report.json.
 
         Transforms are ITK's: SimpleITK, ANTs and Slicer read them. affine.tfm and displacement.nii.gz are the two parts
-        of transform.h5; the second is there where something was deformed. All of the files are written, or none.
+        of transform.h5; the second is there where something was deformed. Several fields in a row are one there,
+        sampled on the fixed grid; where a field follows an affine, as it may after a transform to start from, all of it
+        is in the displacement, and the affine is the identity. All of the files are written, or none.
 
         Args:
             to: a folder, or names of the files.
@@ -118,8 +120,8 @@ class Registration:
             OSError: if the folder cannot be written to.
         """
         outputs, images = to if isinstance(to, Outputs) else Outputs.in_folder(Path(to)), images or {}
-        deformed = any(isinstance(link, Field) for link in self.transform.links)
-        paths = {what: path for what, path in outputs.paths.items() if deformed or what != "displacement"}
+        fields, _ = _parts(self.transform)
+        paths = {what: path for what, path in outputs.paths.items() if fields or what != "displacement"}
         files = [*paths.values(), *images, *outputs.beside]
         expect_free([*outputs.all, *images], overwrite)
         # the report comes last to its place
@@ -146,8 +148,8 @@ class Registration:
         from dio_lightning.registration.picture import draw
 
         fixed, moving = self.fixed.grid, self.moving.grid
-        affines, fields = (Chain([link for link in self.transform.links if isinstance(link, kind)]) for kind in KINDS)
-        written = {"transform": self.transform, "affine": affines.merged(), "displacement": fields}
+        fields, affine = _parts(self.transform)
+        written = {"transform": self.transform, "affine": affine} | ({} if fields is None else {"displacement": fields})
         written |= dict.fromkeys(OTHERS, self.transform)
         save_image(paths["warped"], self.warp())
         write_transform(paths["inverse"], self.inverse, moving, fixed, overwrite=True)
@@ -179,6 +181,16 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
+
+
+def _parts(chain: Chain) -> tuple[Chain | None, Chain]:
+    """The fields of a chain, None if it has none, and the affine that follows them; a field that follows one has it."""
+    links = chain.merged().links
+    fields = list(takewhile(lambda link: isinstance(link, Field), links))
+    rest = links[len(fields) :]
+    if any(isinstance(link, Field) for link in rest):
+        fields, rest = list(links), []
+    return Chain(fields) if fields else None, Chain([Affine(np.eye(4)), *rest]).merged()
 
 
 def save_image(path: Path, image: Nifti1Image) -> None:

@@ -80,6 +80,7 @@ def single(
     from dio_lightning.registration.pipeline import register
 
     arguments: dict[str, Any] = arguments_of(options) | ({} if module is None else {"model": module})
+    arguments |= {name: getattr(options, name, None) for name in ("fixed_mask", "moving_mask")}
     with _listening() as warned:
         result = register(options.fixed, options.moving, tell=shown.stage, observe=shown.observe, **arguments)
         images = [result.warp(path) if mode == "images" else result.warp_labels(path) for path, mode in passengers]

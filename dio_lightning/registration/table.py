@@ -98,6 +98,7 @@ def _digest(path: Path, changed: int) -> str:
 def _task(name: str, fixed: Any, moving: Any, options: argparse.Namespace) -> Task:  # noqa: ANN401
     """The task of two cases of `data_modules`."""
     given = {"fixed": fixed.image, "moving": moving.image, "out": options.out / ("" if options.bids else name)}
+    given |= {"fixed_mask": fixed.mask, "moving_mask": moving.mask}
     if options.prompt_label:
         given |= {"fixed_labels": fixed.label, "moving_labels": moving.label}
     # what an earlier run left half-done is in nobody's way
@@ -140,8 +141,6 @@ def _faults(fixed: Any, moving: Any, options: argparse.Namespace) -> Iterator[st
                 yield f"{path} lies on another grid than {case.image}, expected the same voxels"
         if case.keypoints is not None and str(case.image) in headers:
             yield from _read_points(case, headers[str(case.image)].shape)[1]
-        if case.mask is not None:
-            yield f"{options.csv} has masks, expected a table without: register --csv does not use them yet"
     try:
         check_dimensions({name: header.dimension for name, header in headers.items()})
     except ValueError as error:

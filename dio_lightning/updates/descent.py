@@ -5,7 +5,7 @@ The settings are a frozen value; `on` binds them to a level and returns f, which
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isfinite, prod
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from dio_lightning.implicit import Update
 from dio_lightning.implicit.batch import norm, spread
 from dio_lightning.level import Level
-from dio_lightning.losses import Diffusion, FeatureDistance, Term
+from dio_lightning.losses import Diffusion, FeatureDistance, FeatureSimilarity, Term
 from dio_lightning.losses.distance import Matched
 from dio_lightning.losses.term import Energy, Slope
 from dio_lightning.transformations import Transformation
@@ -44,6 +44,7 @@ class SmoothedRule(UpdateRule):
     sigma: float
     regularity: float
     terms: Sequence[Term]
+    masked: bool
 
     def __post_init__(self) -> None:
         if not all(isfinite(x) and x >= 0 for x in (self.sigma, self.regularity)):
@@ -67,6 +68,8 @@ class Descent(SmoothedRule):
             rate as many times larger as there are voxels: its gradient is a mean already.
         terms: what is descended on besides: regularisers, prompts, similarities of the images.
         distance: E; by default `FeatureDistance`, whatever the terms are.
+        masked: leave out of what compares images the voxels that the pair's masks do not hold: those of fixed_mask on
+            the fixed grid, and those that u leads out of moving_mask, which goes along with the moving image.
     """
 
     sigma: float = 1.0
@@ -74,14 +77,23 @@ class Descent(SmoothedRule):
     normalise: bool = True
     terms: Sequence[Term] = ()
     distance: Term | None = None
+    masked: bool = field(default=False, kw_only=True)
 
     def on(self, level: Level, transformation: Transformation) -> "BoundDescent":
         """The update for this level.
 
         Raises:
-            ValueError: if the level lacks what a term needs, such as labels.
+            ValueError: if the level lacks what a term needs, such as labels, or masks, or if a term takes no masks.
         """
-        return BoundDescent(self, level, transformation)
+        self.check_masks()
+        return BoundDescent(self, replace(level, masked=True) if self.masked else level, transformation)
+
+    def check_masks(self) -> None:
+        """Raises ValueError if voxels are to be left out, but a term that compares images cannot do so."""
+        for term in self.energy if self.masked else ():
+            if term.compares and not term.maskable:
+                named = term.similarity if isinstance(term, FeatureSimilarity) else term
+                raise ValueError(f"{type(named).__name__} cannot leave out what masks leave out, expected LNCC or SSD")
 
     @property
     def energy(self) -> tuple[Term, ...]:
