@@ -83,7 +83,9 @@ def tasks_of(options: argparse.Namespace) -> tuple[list[Task], list[str]]:
 
 
 def digest(path: Path) -> str:
-    """The hash of a file's bytes; of weights, of their config beside them too."""
+    """The hash of a file's bytes; of weights, of their config beside them too; empty where there is no file."""
+    if not path.is_file():
+        return ""
     config = path.with_suffix(".yaml")
     beside = _digest(config, config.stat().st_mtime_ns) if path.suffix == ".safetensors" and config.is_file() else ""
     return _digest(path, path.stat().st_mtime_ns) + beside
