@@ -7,11 +7,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dio_lightning.fields import Grid, average_pool, seen_from, spanning, warp
+from dio_lightning.fields import Grid, average_pool, identity, sample, seen_from, spanning
 from dio_lightning.pair import Pair
 
 WHOLE = 1 - 1e-4
 """Share of what a value was averaged or interpolated from that counts as all of it."""
+
+EDGE = 1e-3
+"""Voxels beside a whole one within which a slope may be that of either cell."""
 
 
 class Masks(NamedTuple):
@@ -26,10 +29,16 @@ class Masks(NamedTuple):
     def weights(self, u: Float[Tensor, "b d *s"]) -> Float[Tensor, "b 1 *s"]:
         """1 where x counts in the fixed image and x + u(x) in the moving one, else 0; no function of u to autograd.
 
-        It is no part of a slope: voxels would be pushed out of a mask, where nothing has to agree.
+        It is no part of a slope: voxels would be pushed out of a mask, where nothing has to agree. In the moving image
+        all corners of the cell have to count, and those of both cells at a whole voxel, whose slopes look at them.
         """
-        inside = warp(self.moving.to(u), u.detach()) >= WHOLE
-        return (self.fixed & inside).to(u)
+        cells = self.moving
+        for axis in range(2, cells.ndim):
+            beyond = torch.cat([cells.narrow(axis, 1, cells.shape[axis] - 1), cells.narrow(axis, -1, 1)], axis)
+            cells = cells & beyond
+        points = identity(u.shape[2:], u) + u.detach()
+        below, above = (sample(cells, (points + side).floor(), "nearest") for side in (-EDGE, EDGE))
+        return (self.fixed & below & above).to(u)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +80,13 @@ class Level:
 
     @property
     def agreeing(self) -> "Level":
-        """The same level of a pair whose moving image is the fixed one."""
+        """The same level of a pair whose moving image is the fixed one; what either mask leaves out both leave out."""
         if self.pair is None:
             return replace(self, moving=self.fixed)
         pair = Pair(fixed=self.pair["fixed"], moving=self.pair["fixed"])
-        for key in ("fixed_mask", "moving_mask"):
-            if (mask := self.pair.get(key)) is not None:
-                pair[key] = mask
+        masks = [mask > 0 for mask in (self.pair.get("fixed_mask"), self.pair.get("moving_mask")) if mask is not None]
+        if masks:
+            pair["fixed_mask"] = pair["moving_mask"] = torch.stack(masks).all(0)
         return replace(self, moving=self.fixed, pair=pair)
 
     @property

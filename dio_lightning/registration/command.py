@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dio_lightning.errors import fail
 from dio_lightning.registration.interrupts import ending_at_sigterm
+from dio_lightning.registration.options import add_options, given_arguments
 from dio_lightning.registration.progress import progress
 from dio_lightning.usage import CommandParser
 
@@ -35,6 +36,11 @@ stopped. Exit codes: 0 good, 0 with a warning doubtful, 3 failed, 2 wrong input.
 """
 TRANSFORMATIONS = ("FreeForm", "Diffeomorphism", "StationaryVelocity", "BSpline")
 FAILED = 3
+OF_ONE = (
+    *(f"{side}_{what}" for what in ("labels", "mask", "points") for side in ("fixed", "moving")),
+    *("warp_images", "warp_labels", "warp_points"),
+)
+"""Options that name files of one pair."""
 
 
 def parser() -> CommandParser:
@@ -56,12 +62,15 @@ def parser() -> CommandParser:
     model = "weights for the deformable stage (default: local correlation of the images, nothing trained)"
     made.add_argument("--model", type=Path, metavar="FILE", help=model)
     made.add_argument("--transformation", choices=TRANSFORMATIONS, help="of the deformable stage, not the model's")
-    made.add_argument("--start", type=Path, metavar="TRANSFORM", help="affine to go on from (.tfm, .mat, .txt)")
+    start = "transform to go on from; with rigid or affine stages, one without fields"
+    made.add_argument("--start", type=Path, metavar="TRANSFORM", help=start)
     made.add_argument("--fixed-labels", type=Path, metavar="FILE", help="label map of the fixed image, to be matched")
     made.add_argument("--moving-labels", type=Path, metavar="FILE", help="label map of the moving image")
     labels = "the labels to match (default: all)"
     made.add_argument("--prompt-label", type=int, nargs="+", metavar="N", help=labels)
-    made.add_argument("--prompt-weight", type=float, default=1.0, metavar="W", help="their weight (default: 1)")
+    weight = "of labels and landmarks (default: 1)"
+    made.add_argument("--prompt-weight", type=float, default=1.0, metavar="W", help=weight)
+    add_options(made)
     made.add_argument("--warp-images", type=Path, nargs="+", default=[], metavar="FILE", help="more images to warp")
     made.add_argument("--warp-labels", type=Path, nargs="+", default=[], metavar="FILE", help="label maps to warp")
     made.add_argument("--device", default="cpu", help="of the deformable stage: cpu, cuda (default: %(default)s)")
@@ -129,8 +138,7 @@ def _check_options(options: argparse.Namespace) -> None:
         fail("register: expected FIXED and MOVING, two images, or --csv, a table of pairs")
     if options.csv is not None and options.fixed is not None:
         fail("register: --csv names the images of all pairs, expected neither FIXED nor MOVING beside it")
-    of_one = ("fixed_labels", "moving_labels", "warp_images", "warp_labels")
-    given = [f"--{name.replace('_', '-')}" for name in of_one if getattr(options, name)]
+    given = [f"--{name.replace('_', '-')}" for name in OF_ONE if getattr(options, name)]
     if options.csv is not None and given:
         fail(f"register: {given[0]} is for one pair, expected a column of the table")
     if options.jobs < 1 or (options.jobs > 1 and options.csv is None):
@@ -154,17 +162,20 @@ def check_passengers(moving: Path, passengers: Sequence[Path]) -> None:
 def arguments_of(options: argparse.Namespace) -> dict[str, Any]:
     """The options as `registration.register` takes them."""
     from dio_lightning import transformations
-    from dio_lightning.losses import LabelPrompt
-    from dio_lightning.transforms import read_transform
+    from dio_lightning.headers import read_header
+    from dio_lightning.transforms import ImageGrid, read_transform
 
     kind = options.transformation
-    prompted = options.fixed_labels is not None or options.moving_labels is not None
+    start = None
+    if options.start is not None:
+        fixed, moving = (ImageGrid.of(read_header(path)) for path in (options.fixed, options.moving))
+        start = read_transform(options.start, fixed, moving)
     return {
         "stages": [stage.strip() for stage in options.stages.split(",") if stage.strip()],
         "model": options.model,
         "transformation": None if kind is None else getattr(transformations, kind)(),
-        "terms": [LabelPrompt(options.prompt_label, weight=options.prompt_weight)] if prompted else [],
-        "start": None if options.start is None else read_transform(options.start),
+        **given_arguments(options),
+        "start": start,
         "fixed_labels": options.fixed_labels,
         "moving_labels": options.moving_labels,
         "device": options.device,

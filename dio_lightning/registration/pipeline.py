@@ -84,8 +84,8 @@ def register(
         FileNotFoundError, ValueError: with one sentence, before any long work starts.
     """
     began = time.perf_counter()
-    deformable = {"model": model, "transformation": transformation, "terms": terms or None, "labels": fixed_labels}
-    check_stages(stages, {**deformable, "landmarks": fixed_points})
+    deformable = {"model": model, "transformation": transformation, "labels": fixed_labels, "landmarks": fixed_points}
+    check_stages(stages, {**deformable, "terms": terms or None})
     place = device_of(device)
     scans = Scan.of(fixed, fixed_affine, "the fixed image"), Scan.of(moving, moving_affine, "the moving image")
     check_dimensions({scan.name: len(scan.grid.size) for scan in scans})

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,7 +18,7 @@ from dio_lightning.registration.outputs import OTHERS, Outputs
 from dio_lightning.registration.quality import Quality
 from dio_lightning.registration.scan import Image, Scan
 from dio_lightning.scores.summary import versions
-from dio_lightning.transforms import Affine, Chain, Field, Inverse, warp_image, warp_points, write_transform
+from dio_lightning.transforms import Chain, Inverse, warp_image, warp_points, write_transform
 from dio_lightning.transforms.files import Format
 from dio_lightning.transforms.resampling import Mode
 from dio_lightning.volume_files import save_volume
@@ -93,7 +92,7 @@ class Registration:
         to: str | Path | Outputs,
         overwrite: bool = False,
         *,
-        images: Mapping[Path, Nifti1Image] | None = None,
+        passengers: Mapping[Path, Callable[[Path], object]] | None = None,
         notes: Mapping[str, Any] | None = None,
         examine: Examine | None = None,
     ) -> list[Path]:
@@ -107,7 +106,7 @@ class Registration:
         Args:
             to: a folder, or names of the files.
             overwrite: replace files that are there.
-            images: more images, by their paths.
+            passengers: what writes further files, by their paths; each is given a path to write to.
             notes: what the report says besides.
             examine: is given the written transform and warped image before they take their places; what it says of them
                 is the report's "export".
@@ -119,20 +118,21 @@ class Registration:
             FileExistsError: if one of the files is there and may not be replaced.
             OSError: if the folder cannot be written to.
         """
-        outputs, images = to if isinstance(to, Outputs) else Outputs.in_folder(Path(to)), images or {}
-        fields, _ = _parts(self.transform)
-        paths = {what: path for what, path in outputs.paths.items() if fields or what != "displacement"}
-        files = [*paths.values(), *images, *outputs.beside]
-        expect_free([*outputs.all, *images], overwrite)
+        outputs, passengers = to if isinstance(to, Outputs) else Outputs.in_folder(Path(to)), passengers or {}
+        fields, _ = self.transform.fields_and_affine()
+        paths = {what: path for what, path in outputs.paths.items() if fields.links or what != "displacement"}
+        files = [*paths.values(), *passengers, *outputs.beside]
+        expect_free([*outputs.all, *passengers], overwrite)
         # the report comes last to its place
         with replacing_all([outputs.report, *(path for path in files if path != outputs.report)]) as temporary:
             self._write({what: temporary[path] for what, path in paths.items()})
-            for path, image in images.items():
-                save_image(temporary[path], image)
+            for path, write in passengers.items():
+                write(temporary[path])
             for path, text in outputs.beside.items():
                 temporary[path].write_text(text, encoding="utf-8")
-            written = {what: path.name for what, path in paths.items()}
-            report = {**self.report(), **(notes or {}), "files": {**written, "images": [path.name for path in images]}}
+            written: dict[str, Any] = {what: path.name for what, path in paths.items()}
+            written["passengers"] = [path.name for path in passengers]
+            report = {**self.report(), **(notes or {}), "files": written}
             if examine is not None:
                 report["export"] = examine(temporary[paths["transform"]], temporary[paths["warped"]])
             temporary[outputs.report].write_text(json.dumps(_plain(report), indent=2) + "\n", encoding="utf-8")
@@ -148,8 +148,8 @@ class Registration:
         from dio_lightning.registration.picture import draw
 
         fixed, moving = self.fixed.grid, self.moving.grid
-        fields, affine = _parts(self.transform)
-        written = {"transform": self.transform, "affine": affine} | ({} if fields is None else {"displacement": fields})
+        fields, affine = self.transform.fields_and_affine()
+        written = {"transform": self.transform, "affine": affine, "displacement": fields}
         written |= dict.fromkeys(OTHERS, self.transform)
         save_image(paths["warped"], self.warp())
         write_transform(paths["inverse"], self.inverse, moving, fixed, overwrite=True)
@@ -181,16 +181,6 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None
     return value
-
-
-def _parts(chain: Chain) -> tuple[Chain | None, Chain]:
-    """The fields of a chain, None if it has none, and the affine that follows them; a field that follows one has it."""
-    links = chain.merged().links
-    fields = list(takewhile(lambda link: isinstance(link, Field), links))
-    rest = links[len(fields) :]
-    if any(isinstance(link, Field) for link in rest):
-        fields, rest = list(links), []
-    return Chain(fields) if fields else None, Chain([Affine(np.eye(4)), *rest]).merged()
 
 
 def save_image(path: Path, image: Nifti1Image) -> None:

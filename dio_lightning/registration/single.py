@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dio_lightning.files import expect_free
 from dio_lightning.registration.command import arguments_of, check_passengers
 from dio_lightning.registration.images import check_images
+from dio_lightning.registration.options import Points, point_targets
 from dio_lightning.registration.progress import Progress
 
 if TYPE_CHECKING:
@@ -71,26 +73,29 @@ def single(
         FileNotFoundError, FileExistsError, ValueError: with one sentence, before any long work starts.
     """
     outputs = outputs or outputs_of(options)
-    passengers = [(path, mode) for mode in ("images", "labels") for path in getattr(options, f"warp_{mode}")]
     targets = targets_of(options, outputs)
     examine = _examine(options)
     check_images(options.fixed, options.moving)
-    check_passengers(options.moving, [path for path, _ in passengers])
+    check_passengers(options.moving, [*options.warp_images, *options.warp_labels])
+    points = [Points.read(path, options.coordinates, options.moving) for path in options.warp_points]
     shown.stage("reading")
     from dio_lightning.registration.pipeline import register
+    from dio_lightning.registration.result import save_image
 
     arguments: dict[str, Any] = arguments_of(options) | ({} if module is None else {"model": module})
-    arguments |= {name: getattr(options, name, None) for name in ("fixed_mask", "moving_mask")}
     with _listening() as warned:
         result = register(options.fixed, options.moving, tell=shown.stage, observe=shown.observe, **arguments)
-        images = [result.warp(path) if mode == "images" else result.warp_labels(path) for path, mode in passengers]
+        images = [result.warp(path) for path in options.warp_images]
+        images += [result.warp_labels(path) for path in options.warp_labels]
     shown.stage("writing")
     said: dict[str, Any] = {"command": options.command, "warnings": warned, **(notes or {})}
     if scores is not None:
         said["scores"] = scores(result)
     look = None if examine is None else lambda transform, warped: examine(result, transform, warped)
-    placed = dict(zip(targets, images, strict=True))
-    written = result.save(outputs, options.overwrite, images=placed, notes=said, examine=look)
+    writers = [partial(save_image, image=image) for image in images]
+    writers += [partial(file.write_warped, result=result) for file in points]
+    passengers = dict(zip(targets, writers, strict=True))
+    written = result.save(outputs, options.overwrite, passengers=passengers, notes=said, examine=look)
     return Outcome(json.loads(outputs.report.read_text(encoding="utf-8")), written)
 
 
@@ -115,12 +120,13 @@ def check_folder(out: Path) -> None:
 
 
 def targets_of(options: argparse.Namespace, outputs: "Outputs") -> list[Path]:
-    """Where images and label maps that are warped too go; what could not be written is refused before all the work.
+    """Where images, label maps and points that are warped too go; what cannot be written is refused before any work.
 
     Raises:
         FileExistsError, ValueError: with the reason.
     """
     targets = [outputs.passenger(path) for path in (*options.warp_images, *options.warp_labels)]
+    targets += point_targets(outputs.report.parent, options.warp_points)
     if len({*targets, *outputs.all}) < len(targets) + len(outputs.all):
         raise ValueError("register: two files to warp have one name, expected names of their own")
     check_folder(options.out)

@@ -19,7 +19,7 @@ from dio_lightning.registration.scoring import Truth
 from dio_lightning.registration.single import outputs_of, targets_of
 from dio_lightning.transforms import ImageGrid
 
-FREE = ("out", "csv", "jobs", "overwrite", "quiet", "json", "command", "warp_images", "warp_labels")
+FREE = ("out", "csv", "jobs", "overwrite", "quiet", "json", "command", "warp_labels")
 """Options that change nothing of a pair's result."""
 
 
@@ -46,8 +46,8 @@ class Task:
         """What an earlier run left, if it was whole; None if there is nothing."""
         try:
             report = json.loads(self.outputs.report.read_text(encoding="utf-8"))
-            images = report["files"].pop("images")
-            names = [*report["files"].values(), *images]
+            passengers = report["files"].pop("passengers")
+            names = [*report["files"].values(), *passengers]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         folder = self.outputs.report.parent
