@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from tables_of_pairs import SIZE, row, table, third
 
 from dio_lightning.losses import Bending
 from dio_lightning.registration import register
+from dio_lightning.registration.batch import spread
+from dio_lightning.registration.command import parser
 from dio_lightning.registration.deformable import local_correlation
 
 RIGID = ("--stages", "rigid")
@@ -145,6 +148,46 @@ def test_two_processes_do_what_one_does(command, tmp_path) -> None:
     before = written(tmp_path / "one")
     command("register", "--csv", path, "--out", "one", *RIGID, "--quiet", "--jobs", "2")
     assert written(tmp_path / "one") == before
+
+
+def test_the_model_is_loaded_once_and_labels_are_matched_only_on_request(command, tmp_path, monkeypatch) -> None:
+    loads, given = [], []
+
+    def spy(*images, model, fixed_labels, moving_labels, terms, fixed_mask, moving_mask, **rest):
+        given.append((model, fixed_labels, moving_labels, [*terms], fixed_mask, moving_mask))
+        raise ValueError("enough")
+
+    path = table(tmp_path)
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{head},fixed_mask", *(f"{row},fixed_seg.nii.gz" for row in rows)]) + "\n")
+    monkeypatch.setattr("dio_lightning.registration.pipeline.register", spy)
+    monkeypatch.setattr("dio_lightning.api.load", lambda file: loads.append(file) or local_correlation(SIZE))
+    for words in ((), ("--prompt-label", "1")):
+        with pytest.raises(SystemExit) as stop:
+            command("register", "--csv", path, "--out", "out", "--model", "m.ckpt", *words)
+        assert stop.value.code == 3
+    assert len(loads) == 2 and len(given) == 4 and len({id(one[0]) for one in given}) == 2
+    seg = [tmp_path / name for name in ("fixed_seg.nii.gz", "m0_seg.nii.gz", "m1_seg.nii.gz")]
+    assert [one[1:4] for one in given[:2]] == [(None, None, [])] * 2
+    assert [one[1:3] for one in given[2:]] == [(seg[0], seg[1]), (seg[0], seg[2])]
+    assert all([*one[3][0].labels] == [1] for one in given[2:]) and all(one[4:] == (seg[0], None) for one in given)
+
+
+class Deadly:
+    """A task that ends the process which receives it, as the system does for lack of memory."""
+
+    def __init__(self, options) -> None:
+        self.options = options
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_fails_its_pairs_and_not_the_command() -> None:
+    options = parser().parse_args(["--csv", "pairs.csv", "--out", "out", *RIGID])
+    (_, why), (_, again) = spread([Deadly(options), Deadly(options)], 2)
+    assert why == again == "a process ended before its pair, perhaps for lack of memory"
 
 
 def test_a_module_that_is_given_keeps_its_terms_from_pair_to_pair() -> None:

@@ -100,6 +100,22 @@ def test_without_simpleitk_the_check_is_refused_before_any_work(command, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_what_a_format_cannot_hold_is_refused_before_any_work(command, tmp_path, capsys) -> None:
+    plane = write(tmp_path, "plane.nii.gz", scene((16, 16)).astype(np.float32))
+    sheared = np.diag([4.0, 4, 4, 1])
+    sheared[0, 1] = 1.0
+    skew = write(tmp_path, "skew.nii.gz", scene((12, 12, 12)).astype(np.float32), sheared)
+    for image, words, sentence in (
+        (plane, ("--also", "fsl"), "plane.nii.gz is a plane, FSL's transforms need volumes"),
+        (skew, ("--check-export",), "skew.nii.gz has axes that are not at right angles"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            command("register", image, image, "--out", "out", *words)
+        printed = capsys.readouterr().err
+        assert stop.value.code == 2 and sentence in printed and len(printed.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("d", [2, 3])
 def test_other_formats_hold_the_same_transform(d, tmp_path) -> None:
     made = result(tmp_path, d)

@@ -62,7 +62,7 @@ def batch(options: argparse.Namespace) -> None:
                 table.add(row := _row(task, before[task.name]))
                 shown.ended(f"{task.name}: {row['verdict']}, done before")
         todo: list[Task] = [task for task in tasks if task.name not in before]
-        for task, report in _inline(worker, todo, shown) if options.jobs == 1 else _spread(todo, options.jobs):
+        for task, report in _inline(worker, todo, shown) if options.jobs == 1 else spread(todo, options.jobs):
             table.add(row := _row(task, report))
             shown.ended(f"{task.name}: {row['verdict']}: {row['sentence']}")
     table.say(options)
@@ -186,7 +186,7 @@ def _inline(worker: Worker, todo: Sequence[Any], shown: Progress) -> Iterator[tu
         yield task, worker(task, shown)
 
 
-def _spread(todo: Sequence[Any], jobs: int) -> Iterator[tuple[Any, Mapping[str, Any] | str]]:
+def spread(todo: Sequence[Any], jobs: int) -> Iterator[tuple[Any, Mapping[str, Any] | str]]:
     """In several processes of one thread each, as they end."""
     if not todo:
         return
@@ -209,7 +209,7 @@ def _spread(todo: Sequence[Any], jobs: int) -> Iterator[tuple[Any, Mapping[str, 
 
 
 _worker: list[Worker] = []
-"""Of a process of `_spread`: one."""
+"""Of a process of `spread`: one."""
 
 
 def _begin(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Whether files and values are those of a scan, without anything that takes long to import."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,24 @@ def check_images(*paths: Path) -> None:
     check_dimensions({str(path): header.dimension for path, header in zip(paths, headers, strict=True)})
     for path, header in zip(paths, headers, strict=True):
         checked_values(header.values(), str(path))
+
+
+def check_formats(also: Sequence[str], export: bool, *paths: Path) -> None:
+    """Raises ValueError if images lie where a format that is asked for has no images."""
+    for path in paths:
+        header = read_header(path)
+        if "fsl" in also and header.dimension != 3:
+            raise ValueError(f"{path} is a plane, FSL's transforms need volumes: expected --also without fsl")
+        if export and not right_angled(header.affine, header.dimension):
+            raise ValueError(
+                f"{path} has axes that are not at right angles, which ITK does not have: no --check-export"
+            )
+
+
+def right_angled(affine: NDArray[np.float64], d: int) -> bool:
+    """Whether the d axes of an image are at right angles, to a thousandth."""
+    axes = affine[:3, :d] / np.linalg.norm(affine[:3, :d], axis=0)
+    return bool(np.abs(axes.T @ axes - np.eye(d)).max() < 1e-3)
 
 
 def check_dimensions(dimensions: dict[str, int]) -> None:

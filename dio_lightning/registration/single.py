@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dio_lightning.files import expect_free
 from dio_lightning.registration.command import arguments_of, check_passengers
-from dio_lightning.registration.images import check_images
+from dio_lightning.registration.images import check_formats, check_images
 from dio_lightning.registration.options import Points, point_targets
 from dio_lightning.registration.progress import Progress
 
@@ -76,6 +76,7 @@ def single(
     targets = targets_of(options, outputs)
     examine = _examine(options)
     check_images(options.fixed, options.moving)
+    check_formats(options.also, options.check_export, options.fixed, options.moving)
     check_passengers(options.moving, [*options.warp_images, *options.warp_labels])
     points = [Points.read(path, options.coordinates, options.moving) for path in options.warp_points]
     shown.stage("reading")

@@ -13,7 +13,7 @@ from typing import Any
 from dio_lightning.errors import user_message
 from dio_lightning.fields.names import own_names
 from dio_lightning.headers import Header, read_header
-from dio_lightning.registration.images import check_dimensions, check_header
+from dio_lightning.registration.images import check_dimensions, check_formats, check_header
 from dio_lightning.registration.outputs import Outputs
 from dio_lightning.registration.scoring import Truth
 from dio_lightning.registration.single import outputs_of, targets_of
@@ -145,6 +145,7 @@ def _faults(fixed: Any, moving: Any, options: argparse.Namespace) -> Iterator[st
             yield from _read_points(case, headers[str(case.image)].shape)[1]
     try:
         check_dimensions({name: header.dimension for name, header in headers.items()})
+        check_formats(options.also, options.check_export, *map(Path, headers))
     except ValueError as error:
         yield str(error)
     if options.prompt_label and None in (fixed.label, moving.label):
