@@ -85,7 +85,9 @@ def row(
     quality = judge(*scans, chain, chain.inverse(scans[1].grid))
     error = distance(scans[0], matrix, truth)
     short = [Path(name).name.removesuffix("_0000") for name in (one, two)]
-    scores = {key: getattr(quality, key) for key in ("verdict", "overlap", "information", "start", "scrambled")}
+    scores = {
+        key: getattr(quality, key) for key in ("verdict", "overlap", "information", "start", "shifted", "scrambled")
+    }
     return (
         {"seed": seed, "fixed": short[0], "moving": short[1], "what": what, "error": error}
         | scores

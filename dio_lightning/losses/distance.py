@@ -97,6 +97,11 @@ class FeatureSimilarity(Term):
         """Whether the similarity takes weights."""
         return bool(getattr(self.similarity, "maskable", False))
 
+    @property
+    def rests(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the similarity is at rest where feature maps agree."""
+        return bool(getattr(self.similarity, "rests", True))
+
     def on(self, level: Level) -> Energy:
         """The similarity of the warped moving and the fixed features of each sample on its own."""
         return compared(self.similarity, level.fixed, level.moving, level.masks)

@@ -16,7 +16,8 @@ class MutualInformation(Similarity):
     """Minus the mutual information of two images, in nats (`ops.mutual_information`).
 
     Every image is brought to [0, 1] by its own extremes first. Of two images with one channel. Windows are linear,
-    not Gaussian as in MONAI's `GlobalMutualInformationLoss`, whose time and memory are bins × voxels.
+    not Gaussian as in MONAI's `GlobalMutualInformationLoss`, whose time and memory are bins × voxels. Images that agree
+    are a peak of it, not a summit: interpolation costs information at once.
 
     Args:
         bins: bins of the histogram along each axis.
@@ -25,6 +26,8 @@ class MutualInformation(Similarity):
     Raises:
         ValueError: if there are fewer than two bins.
     """
+
+    rests = False
 
     def __init__(self, bins: int = 32, weight: float = 1.0) -> None:
         super().__init__(weight)

@@ -1,6 +1,6 @@
 """How much a result is to be trusted: what can be seen of two images without knowing the truth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -17,6 +17,8 @@ from dio_lightning.transforms import Field, Inverse, Transform
 Verdict = Literal["good", "doubtful", "failed"]
 VOXELS = 48
 """Voxels along the longest axis on which images are compared."""
+SHIFT = 24
+"""A shift by the longest axis over this is a mistake that a right result can be told from."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Quality:
         overlap: Dice of what is brighter than the mean in both images.
         information: normalised mutual information of the result, 1 to 2.
         start: of the images as their headers place them.
+        shifted: the highest with the warped image shifted a little (`SHIFT`): where it is right, that is much worse.
         scrambled: the highest with the warped image mirrored or shifted by a quarter: what chance gives.
         folds: percentage of voxels where the deformable part folds.
         std_logj: standard deviation of the logarithm of the deformable part's Jacobian determinant.
@@ -40,6 +43,7 @@ class Quality:
     overlap: float
     information: float
     start: float
+    shifted: float
     scrambled: float
     folds: float
     std_logj: float
@@ -57,34 +61,58 @@ def judge(fixed: Scan, moving: Scan, transform: Transform, inverse: Inverse) -> 
     before = seen_at(other, moving.grid, np.eye(4)[None], grid)
     start, result = normalised_information(torch.cat([before, warped]), image).tolist()
     chance = float(normalised_information(torch.cat(_scrambled(warped)), image).max())
+    shift = max(1, round(max(grid.size) / SHIFT))
+    near, shifted = (float(normalised_information(_shifted(warped, by), image).max()) for by in (1, shift))
     inside = [x > x.mean() for x in (image, warped)]
     total = int(inside[0].sum() + inside[1].sum())
     overlap = 2 * int((inside[0] & inside[1]).sum()) / max(total, 1)
     regular = [_regularity(link) for link in _fields(transform)]
     folded, spread = (max(values, default=0.0) for values in (zip(*regular, strict=True) if regular else ((), ())))
-    verdict, sentence = _verdict(overlap, result, start, chance, folded, inverse.mean)
-    return Quality(verdict, sentence, overlap, result, start, chance, folded, spread, inverse.mean)
+    quality = Quality("good", "", overlap, result, start, shifted, chance, folded, spread, inverse.mean)
+    verdict, sentence = _verdict(quality, near, float(grid.spacing[0]), shift * float(grid.spacing[0]))
+    return replace(quality, verdict=verdict, sentence=sentence)
 
 
-def _verdict(
-    overlap: float, result: float, start: float, chance: float, folded: float, inverse: float
-) -> tuple[Verdict, str]:
-    if overlap < 0.4:
-        return "failed", f"the foregrounds overlap by {overlap:.2f} (Dice) after registration"
-    if result < start - 0.005:
-        return "failed", f"the images are less alike ({result:.3f}) than where their headers place them ({start:.3f})"
-    gain = (result - 1) / max(chance - 1, 1e-6)
-    if gain < 1.1:
-        return "failed", f"the images are hardly more alike ({result:.3f}) than when one is mirrored ({chance:.3f})"
-    if overlap < 0.7:
-        return "doubtful", f"the foregrounds overlap by {overlap:.2f} (Dice) only"
-    if gain < 1.25:
-        return "doubtful", f"the images are little more alike ({result:.3f}) than when one is mirrored ({chance:.3f})"
-    if folded > 1:
-        return "doubtful", f"{folded:.1f} % of the voxels fold"
-    if inverse > 1:
-        return "doubtful", f"the inverse misses by {inverse:.2f} mm on average"
-    return "good", f"the images are alike ({result:.3f}, mirrored {chance:.3f}) and overlap by {overlap:.2f}"
+def _verdict(q: Quality, near: float, voxel: float, shift: float) -> tuple[Verdict, str]:
+    """The verdict, from the rest, the information one voxel beside it, and the lengths of both shifts in mm.
+
+    The bounds lie between results that are right and wrong ones, of scans moved at random: benchmarks/starts.py.
+    """
+    beside, mirrored = ((q.information - 1) / max(other - 1, 1e-6) for other in (q.shifted, q.scrambled))
+    alike = f"the images are {{}} alike ({q.information:.3f}) than when"
+    one_shifted = f"one is shifted by {shift:.3g} mm ({q.shifted:.3f})"
+    one_mirrored = f"one is mirrored ({q.scrambled:.3f})"
+    failures = {
+        f"the foregrounds overlap by {q.overlap:.2f} (Dice) after registration": q.overlap < 0.4,
+        f"{alike.format('less')} their headers place them ({q.start:.3f})": q.information < q.start - 0.005,
+        f"{alike.format('hardly more')} {one_shifted}": beside < 1.1,
+        f"{alike.format('hardly more')} {one_mirrored}": mirrored < 1.1,
+    }
+    doubts = {
+        f"the foregrounds overlap by {q.overlap:.2f} (Dice) only": q.overlap < 0.7,
+        f"{alike.format('less')} one is shifted by {voxel:.3g} mm ({near:.3f})": q.information < near,
+        f"{alike.format('little more')} {one_shifted}": beside < 1.25,
+        f"{alike.format('little more')} {one_mirrored}": mirrored < 1.25,
+        f"{q.folds:.1f} % of the voxels fold": q.folds > 1,
+        f"the inverse misses by {q.inverse_mm:.2f} mm on average": q.inverse_mm > 1,
+    }
+    if failed := [sentence for sentence, holds in failures.items() if holds]:
+        return "failed", failed[0]
+    if doubted := [sentence for sentence, holds in doubts.items() if holds]:
+        return "doubtful", doubted[0]
+    same = f"shifted by {shift:.3g} mm {q.shifted:.3f}, mirrored {q.scrambled:.3f}"
+    return "good", f"the images are alike ({q.information:.3f}, {same}) and overlap by {q.overlap:.2f}"
+
+
+def _shifted(image: torch.Tensor, by: int) -> torch.Tensor:
+    """The image (1, 1, *s) moved by voxels along each axis, either way: (2 d, 1, *s), 0 where it comes from outside."""
+    moved = []
+    for axis, sign in product(range(2, image.ndim), (1, -1)):
+        rest = image.shape[axis] - by
+        target, source = (by, 0) if sign > 0 else (0, by)
+        moved.append(torch.zeros_like(image))
+        moved[-1].narrow(axis, target, rest).copy_(image.narrow(axis, source, rest))
+    return torch.cat(moved)
 
 
 def _scrambled(image: torch.Tensor) -> list[torch.Tensor]:

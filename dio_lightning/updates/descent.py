@@ -157,22 +157,26 @@ class BoundDescent:
         """
         energies, paired = list[Tensor](), list(zip(self.terms, self.parts, strict=True))
 
-        def gradient(z: Tensor, parts: Sequence[Energy], compares: bool) -> Tensor:
+        def gradient(z: Tensor, parts: Sequence[Energy], rests: bool) -> Tensor:
             def slope(u: Tensor) -> Tensor:
-                chosen = [(t.weight, part) for t, part in zip(self.terms, parts, strict=True) if t.compares == compares]
-                energy, total = self._sum(u, ((weight, *part.slope(u)) for weight, part in chosen), not compares)
+                chosen = [(t.weight, part) for t, part in zip(self.terms, parts, strict=True) if _rests(t) == rests]
+                energy, total = self._sum(u, ((weight, *part.slope(u)) for weight, part in chosen), not rests)
                 energies.append(energy)
                 return total
 
             return self.transformation.gradient(z, self.level.size, slope)
 
+        if not any(map(_rests, self.terms)):
+            total = gradient(z, self.parts, False)
+            self.energy = energies[0]
+            return total
         if self._agreed is None:
-            agreeing = [term.on(self.level.agreeing) if term.compares else part for term, part in paired]
+            agreeing = [term.on(self.level.agreeing) if _rests(term) else part for term, part in paired]
             self._agreed = AGREED * norm(gradient(torch.zeros_like(z), agreeing, True))
             energies.clear()
         compared = gradient(z, self.parts, True)
         compared = torch.where(spread(norm(compared) <= self._agreed, compared), 0, compared)
-        if self.settings.regularity > 0 or not all(term.compares for term in self.terms):
+        if self.settings.regularity > 0 or not all(map(_rests, self.terms)):
             compared = compared + gradient(z, self.parts, False)
         self.energy = torch.stack(energies).sum(0)
         return compared
@@ -202,10 +206,15 @@ class BoundDescent:
         contrast as uncorrelated, one towards more contrast. Solvers that divide by the gradient's size would
         follow it all the same. A slope that is differentiated stays as it is.
         """
-        if torch.is_grad_enabled() or not self.terms[part].compares:
+        if torch.is_grad_enabled() or not _rests(self.terms[part]):
             return slope
         if part not in self._least:
             agreed = self.terms[part].on(self.level.agreeing).slope(torch.zeros_like(slope))[1]
             self._least[part] = AGREED * norm(agreed)
         # so written that NaN stays NaN
         return torch.where(spread(norm(slope) <= self._least[part], slope), 0, slope)
+
+
+def _rests(term: Term) -> bool:
+    """Whether the term has nothing to say to images that agree."""
+    return term.compares and term.rests
