@@ -93,14 +93,14 @@ class FeatureSimilarity(Term):
         self.similarity = similarity
 
     @property
-    def maskable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether the similarity takes weights."""
-        return bool(getattr(self.similarity, "maskable", False))
-
-    @property
     def rests(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the similarity is at rest where feature maps agree."""
         return bool(getattr(self.similarity, "rests", True))
+
+    @property
+    def maskable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the similarity takes weights."""
+        return bool(getattr(self.similarity, "maskable", False))
 
     def on(self, level: Level) -> Energy:
         """The similarity of the warped moving and the fixed features of each sample on its own."""

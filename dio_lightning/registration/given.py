@@ -76,8 +76,9 @@ class Given:
         if fixed.mask is not None:
             extras["fixed_mask"] = fixed.mask.to(torch.uint8)
         if moving.mask is not None:
-            inside = placed(moving.mask.float(), moving.grid, before, fixed.grid) >= WHOLE
-            extras["moving_mask"] = inside.to(torch.uint8)
+            # beside the moving image all counts, as zeros, with a mask as without one
+            outside = placed((~moving.mask).float(), moving.grid, before, fixed.grid)
+            extras["moving_mask"] = (outside <= 1 - WHOLE).to(torch.uint8)
         counted = [extras[key] > 0 for key in ("fixed_mask", "moving_mask") if key in extras]
         if counted and not bool(torch.stack(counted).all(0).any()):
             raise ValueError("no voxel counts in both images where the linear stages have placed them: see their masks")

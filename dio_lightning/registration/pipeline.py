@@ -68,7 +68,7 @@ def register(
         moving_affine: likewise.
         fixed_labels: label map on the fixed image's grid, for terms that compare labels.
         moving_labels: likewise on the moving image's.
-        fixed_mask: on the fixed image's grid; where it is 0, as in a lesion, the fixed image is not compared.
+        fixed_mask: on the fixed image's grid; where it is 0, as in a lesion, no stage compares the fixed image.
         moving_mask: likewise on the moving image's.
         fixed_points: landmarks, rows of RAS millimetres in the fixed world; the deformable stage brings them onto
             `moving_points`, by a `LandmarkPrompt` of weight 1 unless `terms` has one.

@@ -93,7 +93,7 @@ class Descent(SmoothedRule):
         for term in self.energy if self.masked else ():
             if term.compares and not term.maskable:
                 named = term.similarity if isinstance(term, FeatureSimilarity) else term
-                raise ValueError(f"{type(named).__name__} cannot leave out what masks leave out, expected LNCC or SSD")
+                raise ValueError(f"{type(named).__name__} cannot leave out what masks leave out")
 
     @property
     def energy(self) -> tuple[Term, ...]:
