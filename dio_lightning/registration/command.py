@@ -52,32 +52,17 @@ def parser() -> CommandParser:
         epilog=LEFT,
         formatter_class=_formatter,
     )
-    made.add_argument(
-        "fixed", type=Path, nargs="?", metavar="FIXED", help="the image that stays: NIfTI, MGH or Analyze"
-    )
+    fixed = "the image that stays: NIfTI, MGH or Analyze"
+    made.add_argument("fixed", type=Path, nargs="?", metavar="FIXED", help=fixed)
     made.add_argument("moving", type=Path, nargs="?", metavar="MOVING", help="the image that is brought to it")
-    made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where results go")
-    stages = "comma-separated, of rigid, affine, deformable (default: all)"
-    made.add_argument("--stages", default="rigid,affine,deformable", metavar="LIST", help=stages)
-    model = "weights for the deformable stage (default: local correlation of the images, nothing trained)"
-    made.add_argument("--model", type=Path, metavar="FILE", help=model)
-    made.add_argument("--transformation", choices=TRANSFORMATIONS, help="of the deformable stage, not the model's")
-    start = "transform to go on from; with rigid or affine stages, one without fields"
-    made.add_argument("--start", type=Path, metavar="TRANSFORM", help=start)
-    made.add_argument("--fixed-labels", type=Path, metavar="FILE", help="label map of the fixed image, to be matched")
-    made.add_argument("--moving-labels", type=Path, metavar="FILE", help="label map of the moving image")
-    labels = "the labels to match (default: all)"
-    made.add_argument("--prompt-label", type=int, nargs="+", metavar="N", help=labels)
-    weight = "of labels and landmarks (default: 1)"
-    made.add_argument("--prompt-weight", type=float, default=1.0, metavar="W", help=weight)
-    add_options(made)
-    made.add_argument("--warp-images", type=Path, nargs="+", default=[], metavar="FILE", help="more images to warp")
-    made.add_argument("--warp-labels", type=Path, nargs="+", default=[], metavar="FILE", help="label maps to warp")
-    made.add_argument("--device", default="cpu", help="of the deformable stage: cpu, cuda (default: %(default)s)")
-    _add_outputs(made)
-    made.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    made.add_argument("--quiet", action="store_true", help="print the verdict alone")
-    made.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
+    _add_stages(made.add_argument_group("stages"))
+    add_options(made.add_argument_group("what is given besides the images"))
+    _add_outputs(made.add_argument_group("what is written"))
+    many = made.add_argument_group("many pairs")
+    columns = "a table with the columns fixed and moving; if wanted label, mask and points of each, as fixed_label"
+    many.add_argument("--csv", type=Path, metavar="FILE", help=columns)
+    jobs = "processes of one thread each (default: 1)"
+    many.add_argument("--jobs", type=int, default=1, metavar="N", help=jobs)
     return made
 
 
@@ -86,18 +71,32 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=width)
 
 
-def _add_outputs(made: CommandParser) -> None:
-    """Options of what is written, and of tables of pairs."""
+def _add_stages(group: argparse._ArgumentGroup) -> None:
+    stages = "comma-separated, of rigid, affine, deformable (default: all)"
+    group.add_argument("--stages", default="rigid,affine,deformable", metavar="LIST", help=stages)
+    model = "weights for the deformable stage (default: local correlation of the images, nothing trained)"
+    group.add_argument("--model", type=Path, metavar="FILE", help=model)
+    group.add_argument("--transformation", choices=TRANSFORMATIONS, help="of the deformable stage, not the model's")
+    start = "transform to go on from; with rigid or affine stages, one without fields"
+    group.add_argument("--start", type=Path, metavar="TRANSFORM", help=start)
+    group.add_argument("--device", default="cpu", help="of the deformable stage: cpu, cuda (default: %(default)s)")
+
+
+def _add_outputs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where results go")
+    group.add_argument("--warp-images", type=Path, nargs="+", default=[], metavar="FILE", help="more images to warp")
+    group.add_argument("--warp-labels", type=Path, nargs="+", default=[], metavar="FILE", help="label maps to warp")
+    points = "points of the moving image, to be taken to the fixed one"
+    group.add_argument("--warp-points", type=Path, nargs="+", default=[], metavar="FILE", help=points)
     also = "the displacement in other formats too: displacement_learn2reg.nii.gz, displacement_fsl.nii.gz"
-    made.add_argument("--also", nargs="+", default=[], choices=("learn2reg", "fsl"), metavar="FORMAT", help=also)
+    group.add_argument("--also", nargs="+", default=[], choices=("learn2reg", "fsl"), metavar="FORMAT", help=also)
     bids = "name results as BIDS derivatives: sub-01_from-T1w_to-MNI_mode-image_xfm.h5"
-    made.add_argument("--bids", action="store_true", help=bids)
+    group.add_argument("--bids", action="store_true", help=bids)
     check = "warp once more by SimpleITK and transform.h5, and compare; code 3 above 0.5 %% of the range"
-    made.add_argument("--check-export", action="store_true", help=check)
-    columns = "pairs: columns fixed, moving, and if wanted fixed_label, moving_label, fixed_points, moving_points"
-    made.add_argument("--csv", type=Path, metavar="FILE", help=columns)
-    jobs = "processes of --csv, of one thread each (default: 1)"
-    made.add_argument("--jobs", type=int, default=1, metavar="N", help=jobs)
+    group.add_argument("--check-export", action="store_true", help=check)
+    group.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    group.add_argument("--quiet", action="store_true", help="print the verdict alone")
+    group.add_argument("--json", action="store_true", help="print the report as JSON, and nothing else")
 
 
 def register(argv: Sequence[str]) -> None:

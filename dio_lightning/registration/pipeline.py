@@ -71,7 +71,8 @@ def register(
         fixed_mask: on the fixed image's grid; where it is 0, as in a lesion, no stage compares the fixed image.
         moving_mask: likewise on the moving image's.
         fixed_points: landmarks, rows of RAS millimetres in the fixed world; the deformable stage brings them onto
-            `moving_points`, by a `LandmarkPrompt` of weight 1 unless `terms` has one.
+            `moving_points`, by a `LandmarkPrompt` of weight 1 unless `terms` has one. Linear stages start from where
+            they meet, too.
         moving_points: the same landmarks in the moving world, row by row.
         device: where the deformable stage runs.
         tell: is told each stage as it begins.
@@ -96,8 +97,8 @@ def register(
     chain, report = _started(start, linear), list[dict[str, Any]]()
     module = _module(model, scans, transformation, terms).to(place) if len(linear) < len(stages) else None
     if linear:
-        clock, parts = time.perf_counter(), Parts(tell)
-        chain = Chain([Affine(align(*scans, linear, None if start is None else _matrix(chain), parts))])
+        clock, parts, begin = time.perf_counter(), Parts(tell), None if start is None else _matrix(chain)
+        chain = Chain([Affine(align(*scans, linear, begin, extra.start(scans[0].grid), parts))])
         report.append(_stage(" and ".join(linear), clock, parts=parts.report()))
     for _ in stages[len(linear) :]:
         assert module is not None

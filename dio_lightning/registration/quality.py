@@ -51,7 +51,8 @@ class Quality:
 
 
 def judge(fixed: Scan, moving: Scan, transform: Transform, inverse: Inverse) -> Quality:
-    """The quality of a transform from the fixed world to the moving one."""
+    """The quality of a transform from the fixed world to the moving one; masks say nothing here."""
+    fixed, moving = replace(fixed, mask=None), replace(moving, mask=None)
     edge = float(((np.array(fixed.grid.size) - 1) * fixed.grid.spacing).max()) / VOXELS
     grid = isotropic(fixed.grid, max(edge, float(fixed.grid.spacing.min())))
     image = seen_at(blurred(fixed, edge), fixed.grid, np.eye(4)[None], grid)
