@@ -177,7 +177,7 @@ def _row(task: Any, report: Mapping[str, Any] | str) -> Row:  # noqa: ANN401
     if not export.get("passed", True):
         row |= {"verdict": "failed", "sentence": export["sentence"]}
     scores = report.get("scores", {})
-    return {**report["quality"], **scores, "seconds": report["seconds"], **row}
+    return {**row, **report["quality"], **scores, "seconds": report["seconds"], **row}
 
 
 def _inline(worker: Worker, todo: Sequence[Any], shown: Progress) -> Iterator[tuple[Any, Mapping[str, Any] | str]]:
