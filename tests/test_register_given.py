@@ -6,14 +6,18 @@ import pytest
 import torch
 from scans import SPACING, affine_of, moved, scene, turned
 from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.spatial.transform import Rotation
 
-from dio_lightning.losses import LabelPrompt, LandmarkPrompt, TotalVariation
-from dio_lightning.modules import VoxelMorph
+from dio_lightning.implicit import Adam
+from dio_lightning.layers import OptimizerLayer
+from dio_lightning.losses import LNCC, LabelPrompt, LandmarkPrompt, TotalVariation
+from dio_lightning.modules import Refinement, VoxelMorph
 from dio_lightning.networks import VxmUNet
 from dio_lightning.registration import Registration, register
 from dio_lightning.registration.deformable import local_correlation
-from dio_lightning.transformations import FreeForm
-from dio_lightning.transforms import Affine, Chain, Field, read_transform
+from dio_lightning.registration.landmark_start import rigid_fit
+from dio_lightning.transformations import Diffeomorphism, FreeForm
+from dio_lightning.transforms import Affine, Chain, Field, ImageGrid, read_transform
 from dio_lightning.updates import ImageDescent
 
 SIZES = [(44, 40), (26, 24, 22)]
@@ -100,8 +104,9 @@ def test_linear_stages_leave_out_what_masks_leave_out(size) -> None:
     np.testing.assert_allclose(matrix(**masks), without, atol=1e-3)
     missed = Affine(without).points(points) - Affine(truth).points(points)
     assert np.linalg.norm(missed, axis=1).mean() < 0.25 * SPACING
-    ones = {side: np.ones(size) for side in masks}
-    np.testing.assert_allclose(matrix(**ones), matrix(), atol=1e-3)
+    if len(size) == 2:
+        ones = {side: np.ones(size) for side in masks}
+        np.testing.assert_allclose(matrix(**ones), matrix(), atol=1e-3)
 
 
 @every_size
@@ -178,6 +183,19 @@ def test_terms_pull_at_the_deformable_stage_and_leave_the_callers_module_alone()
     assert not np.allclose(field_of(masked), rough) and not update.masked
 
 
+def test_a_refinement_leaves_out_what_the_method_leaves_out() -> None:
+    """With DIO on learned features it would be the only one to see the images at the finest level."""
+    size = SIZES[0]
+    fixed, module = scene(size), local_correlation(size)
+    module.refine = Refinement(OptimizerLayer([5], ImageDescent(LNCC(5), regularity=0.1), Adam(0.1), Diffeomorphism()))
+    fields = [
+        field_of(deformed(fixed, np.where(ball(size, 4), value, bent(fixed)), model=module, moving_mask=~ball(size, 4)))
+        for value in (0.0, 400.0)
+    ]
+    np.testing.assert_allclose(*fields, atol=1e-3)
+    assert not module.refine.layer.update.masked  # type: ignore[union-attr]
+
+
 SQUARE = {"fixed": scene((16, 16)), "moving": scene((16, 16))}
 PLACES = np.array([[3.0, 4.0], [8.0, 9.0]])
 HALF = np.arange(16)[:, None] * np.ones(16) > 7
@@ -216,3 +234,41 @@ def test_a_method_that_takes_no_masks_says_so() -> None:
     model = VoxelMorph(VxmUNet(2, 2))
     with pytest.raises(ValueError, match="VoxelMorph takes no masks"):
         register(**SQUARE, stages=("deformable",), model=model, fixed_mask=HALF)
+
+
+@every_size
+def test_a_rigid_fit_is_scipys_and_says_nothing_of_too_few(size) -> None:
+    """Of landmarks with noise; in the plane, the angle in closed form."""
+    d, generator = len(size), np.random.default_rng(0)
+    grid, truth = ImageGrid(size, affine_of(size)), turned(size, 40, 12)
+    p = np.zeros((3, 7))
+    p[:d] = generator.uniform(-40, 40, (d, 7))
+    q = truth[:3, :3] @ p + truth[:3, 3:]
+    q[:d] += generator.normal(size=(d, 7))
+    matrix = rigid_fit(torch.from_numpy(p), torch.from_numpy(q), grid)
+    a, b = (x - x.mean(1, keepdims=True) for x in (p, q))
+    if d == 3:
+        expected = Rotation.align_vectors(b.T, a.T)[0].as_matrix()
+    else:
+        angle = np.arctan2((a[0] * b[1] - a[1] * b[0]).sum(), (a * b).sum())
+        expected = Rotation.from_euler("z", angle).as_matrix()
+    np.testing.assert_allclose(matrix[:3, :3], expected, atol=1e-7)
+    np.testing.assert_allclose(matrix[:3, :3] @ p.mean(1) + matrix[:3, 3], q.mean(1))
+    line = np.outer([1.0, 0.5, 0.0], np.arange(4))
+    few = line[:, :1] if d == 2 else line
+    assert rigid_fit(torch.from_numpy(few), torch.from_numpy(few), grid) is None
+    assert rigid_fit(torch.from_numpy(p[:, :1]), torch.from_numpy(p[:, :1]), grid) is None
+
+
+def test_linear_stages_start_from_where_landmarks_meet() -> None:
+    """Upside down, where no other start leads."""
+    size = SIZES[0]
+    fixed, affine, truth = scene(size), affine_of(size), turned(size, 170, 8)
+    p = np.array([[-30.0, 10.0], [20.0, -16.0], [12.0, 30.0]])
+    images = {"fixed": fixed, "moving": moved(fixed, affine, truth), "fixed_affine": affine, "moving_affine": affine}
+    result = register(
+        **images, stages=("rigid", "deformable"), fixed_points=p, moving_points=Affine(truth).points(p) + 1.0
+    )
+    points = np.argwhere(fixed > 20) @ affine[:2, :2] + affine[:2, 3]
+    missed = Chain(result.transform.links[1:]).points(points) - Affine(truth).points(points)
+    assert np.linalg.norm(missed, axis=1).mean() < 0.25 * SPACING

@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from dio_lightning.level import WHOLE
 from dio_lightning.losses import LabelPrompt, LandmarkPrompt, Term
 from dio_lightning.pair import Pair
 from dio_lightning.registration.grids import placed
+from dio_lightning.registration.landmark_start import rigid_fit
 from dio_lightning.registration.scan import Image, Scan
-from dio_lightning.transforms import Transform
+from dio_lightning.transforms import ImageGrid, Transform
 from dio_lightning.transforms.world import as_columns
 
 LARGEST = torch.iinfo(torch.int16).max
@@ -53,6 +55,10 @@ class Given:
                     raise ValueError(f"{scan.name} has no label {label}, which is to be matched")
         prompted = self.points is None or any(isinstance(term, LandmarkPrompt) for term in terms)
         return [*terms] if prompted else [*terms, LandmarkPrompt()]
+
+    def start(self, grid: ImageGrid) -> NDArray[np.float64] | None:
+        """The rigid matrix (4, 4) that brings the landmarks closest; None where they do not say it."""
+        return None if self.points is None else rigid_fit(*self.points, grid)
 
     def distance(self, transform: Transform) -> float:
         """Mean distance in mm between where a transform takes the fixed landmarks and the moving ones."""

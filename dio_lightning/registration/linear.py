@@ -73,6 +73,7 @@ def align(
     moving: Scan,
     kinds: Sequence[Kind],
     start: NDArray[np.float64] | None = None,
+    also: NDArray[np.float64] | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> NDArray[np.float64]:
     """The matrix (4, 4) from the fixed world to the moving one, RAS millimetres, after the stages in their order.
@@ -82,6 +83,7 @@ def align(
         moving: the image that is brought to it.
         kinds: `rigid`, `affine`, or both.
         start: a matrix to go on from; None: the best of many starts.
+        also: one more start, whatever its information.
         tell: is told what is going on.
     """
     edge = max(float(((np.array(fixed.grid.size) - 1) * fixed.grid.spacing).max()) / VOXELS, fixed.grid.spacing.min())
@@ -90,6 +92,7 @@ def align(
         tell("search")
         images = work.fixed, work.grid, work.blurred, moving
         matrices = best_starts(*images, starts(fixed, moving), 6, 3 * edge, work.counts)
+        matrices = matrices if also is None else np.concatenate([also[None], matrices])
     else:
         matrices = start[None].astype(np.float64)
     for index, kind in enumerate(kinds):
