@@ -20,7 +20,7 @@ from dio_lightning.registration.scan import Scan
 from dio_lightning.registration.starts import Matrices, best_starts, information, starts
 from dio_lightning.transformations import Affine, Rigid
 from dio_lightning.transforms import ImageGrid
-from dio_lightning.updates import ImageDescent
+from dio_lightning.updates import Descent
 
 Kind = Literal["rigid", "affine"]
 VOXELS = 28
@@ -53,7 +53,7 @@ class _Work:
         fixed = self.fixed.expand(len(moving), *self.fixed.shape[1:]).contiguous()
         model = Rigid() if kind == "rigid" else Affine()
         masks = self._masks(matrices, fixed, moving)
-        update = ImageDescent(MutualInformation(), sigma=0.0, masked=masks is not None)
+        update = Descent(0.0, distance=MutualInformation(), masked=masks is not None)
         layer = OptimizerLayer([steps], update, Adam(rate), model, stop=Stagnation(1e-5, 6), field_sigma=0.0)
         with torch.no_grad():
             z = layer.solve(layer.problem(Level(fixed, moving, pair=masks)), model.initial(fixed), steps).value

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dio_lightning.headers import read_header
 from dio_lightning.usage import nearest
 
 if TYPE_CHECKING:
@@ -25,20 +24,24 @@ MISSED = 0.01
 """Millimetres by which a point may miss its origin before that is said."""
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options, added to the command's others."""
-    mask = "mask: where it is 0, as in a lesion, the fixed image is not compared"
-    parser.add_argument("--fixed-mask", type=Path, metavar="FILE", help=mask)
-    parser.add_argument("--moving-mask", type=Path, metavar="FILE", help="the same of the moving image")
+def add_options(group: argparse._ArgumentGroup) -> None:
+    """The options, added to a group of the command's."""
+    group.add_argument("--fixed-labels", type=Path, metavar="FILE", help="label map of the fixed image, to be matched")
+    group.add_argument("--moving-labels", type=Path, metavar="FILE", help="label map of the moving image")
+    labels = "the labels to match (default: all)"
+    group.add_argument("--prompt-label", type=int, nargs="+", metavar="N", help=labels)
     points = "landmarks of the fixed image (.csv, .fcsv, .mrk.json), to be matched"
-    parser.add_argument("--fixed-points", type=Path, metavar="FILE", help=points)
-    parser.add_argument("--moving-points", type=Path, metavar="FILE", help="the same landmarks of the moving image")
+    group.add_argument("--fixed-points", type=Path, metavar="FILE", help=points)
+    group.add_argument("--moving-points", type=Path, metavar="FILE", help="the same landmarks of the moving image")
     coordinates = "of points in a CSV: millimetres, or voxels of their image"
-    parser.add_argument("--coordinates", choices=("ras", "lps", "voxels"), help=coordinates)
+    group.add_argument("--coordinates", choices=("ras", "lps", "voxels"), help=coordinates)
+    weight = "of labels and landmarks (default: 1)"
+    group.add_argument("--prompt-weight", type=float, default=1.0, metavar="W", help=weight)
+    mask = "mask: where it is 0, as in a lesion, the fixed image is not compared"
+    group.add_argument("--fixed-mask", type=Path, metavar="FILE", help=mask)
+    group.add_argument("--moving-mask", type=Path, metavar="FILE", help="the same of the moving image")
     term = "what to descend on besides, e.g. Bending=0.1 (may be repeated; a wrong name lists them)"
-    parser.add_argument("--term", action="append", default=[], metavar="CLASS[=WEIGHT]", help=term)
-    passengers = "points of the moving image, to be taken to the fixed one"
-    parser.add_argument("--warp-points", type=Path, nargs="+", default=[], metavar="FILE", help=passengers)
+    group.add_argument("--term", action="append", default=[], metavar="CLASS[=WEIGHT]", help=term)
 
 
 def given_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -115,6 +118,7 @@ class Points:
         Raises:
             FileNotFoundError, ValueError: if it is no such file, or what its numbers are is not said.
         """
+        from dio_lightning.headers import read_header
         from dio_lightning.transforms import ImageGrid
         from dio_lightning.transforms.point_files import coordinates_of, read_points, to_world
 
@@ -148,6 +152,8 @@ def point_targets(out: Path, files: Sequence[Path]) -> list[Path]:
     Raises:
         ValueError: for a file that has no ending of points.
     """
+    if not files:
+        return []
     from dio_lightning.transforms.point_files import ENDINGS, is_points
 
     for path in files:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -9,11 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from dio_lightning.layers import Run
+from dio_lightning.layers import Observer, Run
 from dio_lightning.losses import Term
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.registration.deformable import changed, deform, local_correlation
 from dio_lightning.registration.given import Given, Scans, given, masked
+from dio_lightning.registration.images import check_dimensions
+from dio_lightning.registration.journal import Journal, Parts
 from dio_lightning.registration.linear import Kind, align
 from dio_lightning.registration.quality import judge
 from dio_lightning.registration.result import Registration
@@ -45,6 +48,7 @@ def register(
     moving_points: ArrayLike | None = None,
     device: str = "cpu",
     tell: Tell = lambda text: None,
+    observe: Observer | None = None,
 ) -> Registration:
     """Register the moving image onto the fixed one.
 
@@ -72,6 +76,7 @@ def register(
         moving_points: the same landmarks in the moving world, row by row.
         device: where the deformable stage runs.
         tell: is told each stage as it begins.
+        observe: is given a `Record` of every state of the deformable stage.
 
     Returns:
         The transform, what it makes of images and points, and how far it is to be trusted.
@@ -81,10 +86,10 @@ def register(
     """
     began = time.perf_counter()
     deformable = {"model": model, "transformation": transformation, "labels": fixed_labels, "landmarks": fixed_points}
-    _check_stages(stages, {**deformable, "terms": terms or None})
-    place = _device(device)
+    check_stages(stages, {**deformable, "terms": terms or None})
+    place = device_of(device)
     scans = Scan.of(fixed, fixed_affine, "the fixed image"), Scan.of(moving, moving_affine, "the moving image")
-    _check_pair(*scans)
+    check_dimensions({scan.name: len(scan.grid.size) for scan in scans})
     extra = given(scans, (fixed_labels, moving_labels), (fixed_points, moving_points))
     terms = extra.checked(terms)
     scans = masked(scans, fixed_mask, moving_mask)
@@ -92,14 +97,13 @@ def register(
     chain, report = _started(start, linear), list[dict[str, Any]]()
     module = _module(model, scans, transformation, terms).to(place) if len(linear) < len(stages) else None
     if linear:
-        clock = time.perf_counter()
-        begin = None if start is None else _matrix(chain)
-        chain = Chain([Affine(align(*scans, linear, begin, extra.start(scans[0].grid), tell))])
-        report.append({"stage": " and ".join(linear), "seconds": time.perf_counter() - clock})
+        clock, parts, begin = time.perf_counter(), Parts(tell), None if start is None else _matrix(chain)
+        chain = Chain([Affine(align(*scans, linear, begin, extra.start(scans[0].grid), parts))])
+        report.append(_stage(" and ".join(linear), clock, parts=parts.report()))
     for _ in stages[len(linear) :]:
         assert module is not None
         tell(f"deformable, {module.title}")
-        field, stage = _deformed(module, scans, chain, extra, place)
+        field, stage = _deformed(module, scans, chain, extra, place, observe)
         chain = Chain([field, *chain.links])
         report.append(stage)
     tell("inverse")
@@ -108,21 +112,37 @@ def register(
     details: dict[str, Any] = {"method": "" if module is None else module.title, "stages": report}
     if extra.points is not None:
         details["landmarks_mm"] = {"before": extra.distance(Chain()), "after": extra.distance(chain)}
-    return Registration(*scans, chain, inverse, quality, {**details, "seconds": time.perf_counter() - began})
+    return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)})
 
 
 def _deformed(
-    module: RegistrationModule, scans: Scans, before: Chain, extra: Given, place: torch.device
+    module: RegistrationModule,
+    scans: Scans,
+    before: Chain,
+    extra: Given,
+    place: torch.device,
+    observe: Observer | None,
 ) -> tuple[Field, dict[str, Any]]:
     """The field of one deformable stage, and what the report says of it."""
-    clock, taken = time.perf_counter(), dict[int, int]()
-    run = Run(observe=lambda record: taken.update({record.level: record.step}))
-    field = deform(module, *scans, before, extra.extras(*scans, before), run, place)
-    levels = [{"level": level, "steps": steps} for level, steps in sorted(taken.items())]
-    return field, {"stage": "deformable", "seconds": time.perf_counter() - clock, "levels": levels}
+    clock, journal = time.perf_counter(), Journal(observe)
+    with journal.reading(module):
+        field = deform(module, *scans, before, extra.extras(*scans, before), Run(observe=journal), place)
+    return field, _stage("deformable", clock, levels=journal.levels())
 
 
-def _check_stages(stages: Sequence[str], deformable: Mapping[str, object]) -> None:
+def _stage(name: str, began: float, **what: object) -> dict[str, Any]:
+    """What the report says of a stage that ends now."""
+    return {"stage": name, "seconds": time.perf_counter() - began, **what}
+
+
+def _cost(began: float, device: torch.device) -> dict[str, float]:
+    """Seconds until now, and the most memory that the process or the device has held, in MiB."""
+    from dio_lightning.callbacks.cost import peak_memory  # draws in what draws
+
+    return {"seconds": time.perf_counter() - began, "peak_mb": peak_memory(device)}
+
+
+def check_stages(stages: Sequence[str], deformable: Mapping[str, object]) -> None:
     """Raises ValueError for stages that are none, or if something is said of a deformable one that is not there."""
     wrong = [stage for stage in stages if stage not in STAGES]
     first = stages.index("deformable") if "deformable" in stages else len(stages)
@@ -135,7 +155,7 @@ def _check_stages(stages: Sequence[str], deformable: Mapping[str, object]) -> No
         raise ValueError(f"{unused[0]} is for the deformable stage, but stages are {', '.join(stages)}")
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """The device of this name, if it is there."""
     try:
         device = torch.device(name)
@@ -143,12 +163,6 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
         raise ValueError(f"device is {name!r}, expected one that this machine has, such as cpu or cuda") from error
     return device
-
-
-def _check_pair(fixed: Scan, moving: Scan) -> None:
-    if len(fixed.grid.size) != len(moving.grid.size):
-        sizes = f"{len(fixed.grid.size)} and {len(moving.grid.size)}"
-        raise ValueError(f"{fixed.name} and {moving.name} have {sizes} dimensions, expected as many")
 
 
 def _started(start: Transform | None, linear: Sequence[Kind]) -> Chain:
@@ -182,7 +196,8 @@ def _module(
     if model is None:
         module: RegistrationModule = local_correlation(scans[0].grid.size)
     elif isinstance(model, RegistrationModule):
-        module = model
+        # the caller's module keeps its transformation and its terms
+        module = deepcopy(model) if transformation is not None or terms else model
     else:
         from dio_lightning.api import load
 

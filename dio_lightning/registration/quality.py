@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dio_lightning.fields import sample
-from dio_lightning.metrics import folds
+from dio_lightning.metrics import regularity
 from dio_lightning.registration.grids import blurred, isotropic, seen_at
 from dio_lightning.registration.scan import Scan
 from dio_lightning.registration.similarity import normalised_information
@@ -34,6 +34,7 @@ class Quality:
         shifted: the highest with the warped image shifted a little (`SHIFT`): where it is right, that is much worse.
         scrambled: the highest with the warped image mirrored or shifted by a quarter: what chance gives.
         folds: percentage of voxels where the deformable part folds.
+        std_logj: standard deviation of the logarithm of the deformable part's Jacobian determinant.
         inverse_mm: mean distance between a point and where the inverse and then the transform take it.
     """
 
@@ -45,6 +46,7 @@ class Quality:
     shifted: float
     scrambled: float
     folds: float
+    std_logj: float
     inverse_mm: float
 
 
@@ -65,8 +67,9 @@ def judge(fixed: Scan, moving: Scan, transform: Transform, inverse: Inverse) -> 
     inside = [x > x.mean() for x in (image, warped)]
     total = int(inside[0].sum() + inside[1].sum())
     overlap = 2 * int((inside[0] & inside[1]).sum()) / max(total, 1)
-    folded = max((_folds(link) for link in _fields(transform)), default=0.0)
-    quality = Quality("good", "", overlap, result, start, shifted, chance, folded, inverse.mean)
+    regular = [_regularity(link) for link in _fields(transform)]
+    folded, spread = (max(values, default=0.0) for values in (zip(*regular, strict=True) if regular else ((), ())))
+    quality = Quality("good", "", overlap, result, start, shifted, chance, folded, spread, inverse.mean)
     verdict, sentence = _verdict(quality, near, float(grid.spacing[0]), shift * float(grid.spacing[0]))
     return replace(quality, verdict=verdict, sentence=sentence)
 
@@ -126,9 +129,10 @@ def _fields(transform: Transform) -> list[Field]:
     return [link for link in getattr(transform, "links", [transform]) if isinstance(link, Field)]
 
 
-def _folds(field: Field) -> float:
-    """Percentage of the voxels of a field where it folds."""
+def _regularity(field: Field) -> tuple[float, float]:
+    """Percentage of the voxels of a field where it folds, and the spread of the logarithm of its determinant."""
     d = len(field.grid.size)
     at = field.grid.points()
     u = field.grid.voxels(at + field.displacement.to(at)) - field.grid.voxels(at)
-    return folds(u[None, :d], 0).item()
+    scores = regularity(u[None, :d], 0)
+    return scores.folds.item(), scores.std_logj.item()

@@ -11,12 +11,10 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dio_lightning.errors import times
 from dio_lightning.headers import Header, header_of, read_header
+from dio_lightning.registration.images import check_header, checked_values
 from dio_lightning.transforms import ImageGrid
 
-SHORTEST = 4
-"""Voxels that an axis has at least."""
 Image = str | Path | SpatialImage | NDArray | Tensor
 """What is taken for an image: a file, a nibabel image, or values."""
 
@@ -108,36 +106,5 @@ class Scan:
         return ((self.values - low) / (high - low)).clamp(0, 1)
 
 
-def check_header(header: Header, name: str) -> None:
-    """Raises ValueError if the header is not that of a scan."""
-    if header.dtype.kind not in "iuf":
-        raise ValueError(f"{name} holds {header.dtype}, expected real numbers, one a voxel")
-    if header.dimension not in (2, 3):
-        shape = times(header.stored_shape)
-        raise ValueError(f"{name} has {header.dimension} dimensions ({shape}), expected one image of 2 or 3")
-    if header.cut_off:
-        raise ValueError(f"{name} cannot be read to its end ({header.cut_off}), expected a whole image")
-    if not header.invertible:
-        raise ValueError(f"{name} has an affine that is not invertible, expected one that says where it lies")
-
-
 def _checked(values: NDArray, name: str, contrast: bool) -> Float[Tensor, "1 1 *s"]:
-    """Values (*s) as a tensor, if they are those of a scan."""
-    if values.dtype.kind not in "iufb":
-        raise ValueError(f"{name} holds {values.dtype}, expected real numbers, one a voxel")
-    if values.ndim not in (2, 3):
-        raise ValueError(f"{name} has {values.ndim} dimensions ({times(values.shape)}), expected one image of 2 or 3")
-    if min(values.shape) < SHORTEST:
-        short = int(np.argmin(values.shape))
-        raise ValueError(
-            f"{name} has {times(values.shape)} voxels, expected at least {SHORTEST} along axis {short}; a plane is an "
-            "image of two dimensions"
-        )
-    wrong = int((~np.isfinite(values)).sum()) if values.dtype.kind == "f" else 0
-    if wrong:
-        raise ValueError(f"{name} has {wrong} values that are NaN or infinite, expected finite ones")
-    # huge integers and doubles keep their contrast, not their zero
-    floats = np.ascontiguousarray((values.astype(np.float64)).astype(np.float32))
-    if not floats.size or (contrast and floats.min() == floats.max()):
-        raise ValueError(f"{name} is {floats.flat[0]:g} everywhere, expected an image with some contrast")
-    return torch.from_numpy(floats)[None, None]
+    return torch.from_numpy(checked_values(values, name, contrast))[None, None]

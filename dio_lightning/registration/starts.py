@@ -51,7 +51,9 @@ def best_starts(
     for index in np.argsort(-information(fixed, grid, blurred, moving, all_starts, counts)):
         if all((places[index] - places[other]).norm(dim=0).mean() > apart for other in kept):
             kept.append(int(index))
-    return all_starts[kept[:keep]]
+        if len(kept) == keep:
+            break
+    return all_starts[kept]
 
 
 def information(
