@@ -97,8 +97,9 @@ def test_what_cannot_be_is_one_sentence_before_any_work(options, sentence, files
     words = [files.get(word, word) for word in options]
     with pytest.raises(SystemExit) as stop:
         command("register", files["fixed"], files["moving"], "--out", "out", *words)
-    printed = capsys.readouterr().err
-    assert stop.value.code == 2 and sentence in printed and len(printed.strip().splitlines()) == 1
+    # what is read by slow imports is said to be read
+    printed = [line for line in capsys.readouterr().err.splitlines() if line.strip() not in ("", "reading")]
+    assert stop.value.code == 2 and len(printed) == 1 and sentence in printed[0]
     assert not (tmp_path / "out").exists()
 
 
