@@ -146,7 +146,7 @@ class BoundDescent:
     def _total(self, u: Tensor, first: Slope) -> Tensor:
         """The sum of all terms' slopes, given energy and slope of the first; keeps the sum of energies."""
         slopes = ((i, first if i == 0 else part.slope(u)) for i, part in enumerate(self.parts))
-        quieted = ((self.terms[i].weight, value, self.quiet(slope, i)) for i, (value, slope) in slopes)
+        quieted = ((self.terms[i].weight, value, self.quiet(slope, i, value)) for i, (value, slope) in slopes)
         self.energy, total = self._sum(u, quieted)
         return total
 
@@ -159,8 +159,12 @@ class BoundDescent:
 
         def gradient(z: Tensor, parts: Sequence[Energy], rests: bool) -> Tensor:
             def slope(u: Tensor) -> Tensor:
-                chosen = [(t.weight, part) for t, part in zip(self.terms, parts, strict=True) if _rests(t) == rests]
-                energy, total = self._sum(u, ((weight, *part.slope(u)) for weight, part in chosen), not rests)
+                chosen = [i for i, term in enumerate(self.terms) if _rests(term) == rests]
+                slopes = ((i, *parts[i].slope(u)) for i in chosen)
+                quieted = (
+                    (self.terms[i].weight, v, slope if rests else self.quiet(slope, i, v)) for i, v, slope in slopes
+                )
+                energy, total = self._sum(u, quieted, not rests)
                 energies.append(energy)
                 return total
 
@@ -199,20 +203,24 @@ class BoundDescent:
             energy, total = energy + weight * voxels * value.detach(), total + weight * slope
         return energy, total
 
-    def quiet(self, slope: Float[Tensor, "b d *s"], part: int = 0) -> Float[Tensor, "b d *s"]:
+    def quiet(self, slope: Float[Tensor, "b d *s"], part: int, value: Float[Tensor, " b"]) -> Float[Tensor, "b d *s"]:
         """The slope, but zero for a sample where images that agree have as large a one: that is no direction.
 
         The fixed features beside themselves have a slope of rounding, and, where a similarity counts windows of little
         contrast as uncorrelated, one towards more contrast. Solvers that divide by the gradient's size would
-        follow it all the same. A slope that is differentiated stays as it is.
+        follow it all the same. Where a term does not rest at agreement (`Term.rests`), its value says whether the
+        images agree. A slope that is differentiated stays as it is.
         """
-        if torch.is_grad_enabled() or not _rests(self.terms[part]):
+        term = self.terms[part]
+        if torch.is_grad_enabled() or not term.compares:
             return slope
         if part not in self._least:
-            agreed = self.terms[part].on(self.level.agreeing).slope(torch.zeros_like(slope))[1]
-            self._least[part] = AGREED * norm(agreed)
+            agreeing = term.on(self.level.agreeing)
+            zero = torch.zeros_like(slope)
+            self._least[part] = AGREED * norm(agreeing.slope(zero)[1]) if term.rests else agreeing.value(zero)
         # so written that NaN stays NaN
-        return torch.where(spread(norm(slope) <= self._least[part], slope), 0, slope)
+        agreed = (norm(slope) if term.rests else value) <= self._least[part]
+        return torch.where(spread(agreed, slope), 0, slope)
 
 
 def _rests(term: Term) -> bool:
