@@ -74,8 +74,8 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 def _add_stages(group: argparse._ArgumentGroup) -> None:
     stages = "comma-separated, of rigid, affine, deformable (default: all)"
     group.add_argument("--stages", default="rigid,affine,deformable", metavar="LIST", help=stages)
-    model = "weights for the deformable stage (default: local correlation of the images, nothing trained)"
-    group.add_argument("--model", type=Path, metavar="FILE", help=model)
+    model = "weights for the deformable stage, or a config without, such as classical/mind (default: local correlation)"
+    group.add_argument("--model", type=Path, metavar="FILE|NAME", help=model)
     group.add_argument("--transformation", choices=TRANSFORMATIONS, help="of the deformable stage, not the model's")
     start = "transform to go on from; with rigid or affine stages, one without fields"
     group.add_argument("--start", type=Path, metavar="TRANSFORM", help=start)

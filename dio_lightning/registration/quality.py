@@ -6,10 +6,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from dio_lightning.fields import sample
 from dio_lightning.metrics import regularity
-from dio_lightning.registration.grids import blurred, isotropic, seen_at
+from dio_lightning.registration.grids import blurred, isotropic
 from dio_lightning.registration.scan import Scan
 from dio_lightning.registration.similarity import normalised_information
 from dio_lightning.transforms import Field, Inverse, Transform
@@ -51,20 +53,23 @@ class Quality:
 
 
 def judge(fixed: Scan, moving: Scan, transform: Transform, inverse: Inverse) -> Quality:
-    """The quality of a transform from the fixed world to the moving one; masks say nothing here."""
-    fixed, moving = replace(fixed, mask=None), replace(moving, mask=None)
+    """The quality of a transform from the fixed world to the moving one; what masks leave out has no say."""
     edge = float(((np.array(fixed.grid.size) - 1) * fixed.grid.spacing).max()) / VOXELS
     grid = isotropic(fixed.grid, max(edge, float(fixed.grid.spacing.min())))
-    image = seen_at(blurred(fixed, edge), fixed.grid, np.eye(4)[None], grid)
-    other = blurred(moving, edge)
-    places = moving.grid.voxels(transform.map(grid.points())).to(other)
-    warped = sample(other, places[None], padding="zeros")
-    before = seen_at(other, moving.grid, np.eye(4)[None], grid)
-    start, result = normalised_information(torch.cat([before, warped]), image).tolist()
-    chance = float(normalised_information(torch.cat(_scrambled(warped)), image).max())
+    points = grid.points()
+    image, counts = _looked_at(fixed, edge, points).split(1, 1)
+    before, warped = (_looked_at(moving, edge, at) for at in (points, transform.map(points)))
     shift = max(1, round(max(grid.size) / SHIFT))
-    near, shifted = (float(normalised_information(_shifted(warped, by), image).max()) for by in (1, shift))
-    inside = [x > x.mean() for x in (image, warped)]
+
+    def information(others: Tensor) -> Tensor:
+        """Of images with their masks."""
+        return normalised_information(others[:, :1], image, weights=others[:, 1:] * counts)
+
+    start, result = information(torch.cat([before, warped])).tolist()
+    chance = float(information(torch.cat(_scrambled(warped))).max())
+    near, shifted = (float(information(_shifted(warped, by)).max()) for by in (1, shift))
+    valid = (counts * warped[:, 1:]) > 0
+    inside = [(x > x[valid].mean()) & valid for x in (image, warped[:, :1])]
     total = int(inside[0].sum() + inside[1].sum())
     overlap = 2 * int((inside[0] & inside[1]).sum()) / max(total, 1)
     regular = [_regularity(link) for link in _fields(transform)]
@@ -72,6 +77,15 @@ def judge(fixed: Scan, moving: Scan, transform: Transform, inverse: Inverse) -> 
     quality = Quality("good", "", overlap, result, start, shifted, chance, folded, spread, inverse.mean)
     verdict, sentence = _verdict(quality, near, float(grid.spacing[0]), shift * float(grid.spacing[0]))
     return replace(quality, verdict=verdict, sentence=sentence)
+
+
+def _looked_at(scan: Scan, edge: float, points: Float[Tensor, "3 *t"]) -> Float[Tensor, "1 2 *t"]:
+    """A blurred scan at points of its world, 0 beside it, and 1 where it counts; all counts without a mask."""
+    places = scan.grid.voxels(points).float()[None]
+    image = sample(blurred(scan, edge), places, padding="zeros")
+    if scan.mask is None:
+        return torch.cat([image, torch.ones_like(image)], 1)
+    return torch.cat([image, (sample((~scan.mask).float(), places, padding="zeros") < 0.5).float()], 1)
 
 
 def _verdict(q: Quality, near: float, voxel: float, shift: float) -> tuple[Verdict, str]:
@@ -105,8 +119,8 @@ def _verdict(q: Quality, near: float, voxel: float, shift: float) -> tuple[Verdi
     return "good", f"the images are alike ({q.information:.3f}, {same}) and overlap by {q.overlap:.2f}"
 
 
-def _shifted(image: torch.Tensor, by: int) -> torch.Tensor:
-    """The image (1, 1, *s) moved by voxels along each axis, either way: (2 d, 1, *s), 0 where it comes from outside."""
+def _shifted(image: Tensor, by: int) -> Tensor:
+    """The image (1, c, *s) moved by voxels along each axis, either way: (2 d, c, *s), 0 where it comes from outside."""
     moved = []
     for axis, sign in product(range(2, image.ndim), (1, -1)):
         rest = image.shape[axis] - by
@@ -116,7 +130,7 @@ def _shifted(image: torch.Tensor, by: int) -> torch.Tensor:
     return torch.cat(moved)
 
 
-def _scrambled(image: torch.Tensor) -> list[torch.Tensor]:
+def _scrambled(image: Tensor) -> list[Tensor]:
     """The image mirrored along every two axes or more, and shifted round by a quarter along each."""
     axes = range(2, image.ndim)
     sets = [[a for a, on in zip(axes, chosen, strict=True) if on] for chosen in product((0, 1), repeat=len(axes))]
