@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,8 @@ def started(folder: Path, *words: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "dio_lightning", "register", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env=environment, cwd=folder, start_new_session=True,
+        # a job in the background of a shell ignores SIGINT, and would hand that on
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
