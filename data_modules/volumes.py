@@ -73,7 +73,7 @@ class VolumePairs(ListedPairs):
         crop: Voxels of a random crop of every training pair; an axis that is shorter stays whole.
         flips: Axes along which training pairs are flipped with probability one half.
         augment: Random changes of the training pairs, in order, before `crop` and `flips`: Flip, RandomAffine,
-            RandomIntensity, RandomAnisotropy, Swap, Crop of `data_modules.augment`.
+            RandomDeformation, RandomContrast, RandomIntensity, RandomAnisotropy, Swap, Crop of `data_modules.augment`.
         plane: Cut volumes into slices of this plane. The affine says across which array axis; it must be the same one,
             and as long, in all cases. `crop` and `flips` then count the two axes that are left.
         slices: First and last index along that axis, both included. Default: all.

@@ -1,6 +1,6 @@
 """The batch contract: what a module, a callback and a data module know of each other."""
 
-from typing import NotRequired, Required, TypedDict
+from typing import Any, NotRequired, Required, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +58,25 @@ def expect_batch(x: object, name: str, shape: str = "(b, c, *s)") -> Tensor:
             "spatial ones"
         )
     return x
+
+
+def both_ways(pair: Pair) -> Pair:
+    """The batch as it is, and after it with fixed and moving exchanged: 2 b pairs; a true displacement is left out.
+
+    Raises:
+        ValueError: if the moving image has a grid of its own.
+    """
+    if "moving_affine" in pair:
+        raise ValueError("the pair has a moving_affine, expected both images on one grid to exchange them")
+    whole, doubled = cast(dict[str, Any], pair), dict[str, Any]()
+    for key, value in whole.items():
+        side, _, rest = key.partition("_")
+        other = f"{'moving' if side == 'fixed' else 'fixed'}{'_' if rest else ''}{rest}"
+        if key == "displacement" or (side in ("fixed", "moving") and other not in whole):
+            continue
+        exchanged = whole[other] if side in ("fixed", "moving") else value
+        doubled[key] = torch.cat([value, exchanged]) if isinstance(value, Tensor) else [*value, *exchanged]
+    return cast(Pair, doubled)
 
 
 def in_mm(pair: Pair, like: Tensor) -> Tensor:

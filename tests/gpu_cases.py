@@ -312,6 +312,28 @@ def _features() -> Iterator[Case]:
         # a descriptor leaves its pyramid in float32, so the network behind it never sees anything else
         return g.module(features.Described(descriptor, inside), torch.float32)(g.image())
 
+    def joined(g: Given) -> list[Tensor]:
+        return features.Joined([features.LocalContrast((2, 1)), features.GradientMagnitude((2, 1))], [1.0, 0.5])(
+            g.image()
+        )
+
+    def started(g: Given) -> list[Tensor]:
+        descriptor = features.LocalContrast((2, 1))
+        inside = features.UNet(2, 4, (2, 1), g.d, (8, 8), residual=True, intensity_scale=[1.0, 2.0])
+        return g.module(features.Described(descriptor, inside), torch.float32)(g.image())
+
+    for name in ("local_contrast", "gradient_magnitude"):
+        yield Case(f"features.{name}", lambda g, name=name: getattr(features, name)(g.image()), tolerance=1e-3)
+    for kind in (features.LocalContrast, features.GradientMagnitude):
+        yield Case(f"features.{kind.__name__}", lambda g, kind=kind: kind()(g.image()), tolerance=1e-3)
+
+    def probable(g: Given) -> list[Tensor]:
+        inside = features.UNet(1, 4, (2, 1), g.d, (8, 8))
+        return g.module(features.Posteriors(inside, 3, g.d))(g.image())
+
+    yield Case("features.Posteriors", probable, tolerance=3e-3, network=True)
+    yield Case("features.Joined", joined, tolerance=1e-3)
+    yield Case("features.Described (residual)", started, tolerance=3e-3, network=True)
     yield Case("features.Intensity", lambda g: features.Intensity()(g.image()))
     yield Case("features.mind", lambda g: features.mind(g.image()), tolerance=1e-3)
     yield Case("features.MIND", lambda g: features.MIND(spatial_dims=g.d)(g.image()), tolerance=1e-3)

@@ -20,6 +20,8 @@ from data_modules.augment import (
     Flip,
     RandomAffine,
     RandomAnisotropy,
+    RandomContrast,
+    RandomDeformation,
     RandomIntensity,
     Swap,
     cropped,
@@ -44,6 +46,8 @@ EVERY = [
     RandomAffine(**MILD, separate=True),
     RandomIntensity(probability=1.0),
     RandomAnisotropy(probability=1.0),
+    RandomContrast(probability=1.0),
+    RandomDeformation((1.0, 1.0), (4.0, 4.0), probability=1.0),
     Swap(),
     Crop([10, 10]),
 ]

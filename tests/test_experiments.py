@@ -102,7 +102,7 @@ def test_an_experiment_builds(file, built):
             assert type(found).__name__ == given["class_path"].rsplit(".", 1)[1]
             plain = {k: v for k, v in given.get("init_args", {}).items() if not isinstance(v, dict)}
             assert all(getattr(found, key) == value for key, value in plain.items())
-    assert (cli.model.objective is None) == (file.parent.name == "classical")
+    assert (cli.model.objective is None and cli.model.anatomy is None) == (file.parent.name == "classical")
     assert len(list(cli.model.parameters())) == 0 or file.parent.name == "dio"
     assert_saved(cli.model)
     if cli.subcommand == "fit":

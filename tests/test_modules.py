@@ -56,12 +56,15 @@ class Seen(Callback):
 def test_levels_open_at_their_steps(tmp_path, monkeypatch) -> None:
     model, seen, computed, scored = tiny((2, 1, 1), (4, 2, 1), opens=(0, 2, 3)), Seen(), [], []
     extract, score = model.features.extract, model.objective.forward
-    monkeypatch.setattr(model.features, "extract", lambda x, levels: computed.append(levels) or extract(x, levels))
+    monkeypatch.setattr(
+        model.features, "extract", lambda x, levels: computed.append((len(x), levels)) or extract(x, levels)
+    )
     monkeypatch.setattr(model.objective, "forward", lambda pair, u: scored.append(u.shape[2:]) or score(pair, u))
     trainer(tmp_path, max_steps=5, limit_val_batches=0, callbacks=[seen]).fit(model, pairs())
     assert seen.open == [1, 1, 2, 3, 3]
     assert seen.gradients == [["4"], ["4"], ["4", "2"], ["4", "2", "1"], ["4", "2", "1"]]
-    assert computed[::2] == computed[1::2] == [(4,), (4,), (4, 2), (4, 2, 1), (4, 2, 1)]
+    both = 2 * pairs().batch_size  # images of a training step are one batch
+    assert computed == [(both, levels) for levels in [(4,), (4,), (4, 2), (4, 2, 1), (4, 2, 1)]]
     coarse, middle, fine = (5, 4), (10, 8), (20, 16)
     assert scored == [coarse] * 2 + [coarse, middle] + [coarse, middle, fine] * 2
 

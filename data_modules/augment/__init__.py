@@ -2,6 +2,8 @@
 
 from data_modules.augment.affine import RandomAffine
 from data_modules.augment.base import FIELDS, POINTS, Augmentation, Augmented
+from data_modules.augment.contrast import RandomContrast
+from data_modules.augment.deformation import RandomDeformation
 from data_modules.augment.grids import Crop, Flip, cropped, flipped
 from data_modules.augment.intensity import RandomAnisotropy, RandomIntensity
 from data_modules.augment.swap import Swap
@@ -15,6 +17,8 @@ __all__ = [
     "Flip",
     "RandomAffine",
     "RandomAnisotropy",
+    "RandomContrast",
+    "RandomDeformation",
     "RandomIntensity",
     "Swap",
     "cropped",

@@ -81,3 +81,12 @@ def fixed_to_moving(sample: Sample) -> Tensor | None:
     batch = {key: sample[key][None] for key in ("affine", "moving_affine") if key in sample}
     maps = fields.fixed_to_moving(cast(Pair, batch))
     return None if maps is None else maps[0]
+
+
+def spacing_of(sample: Sample, side: str) -> list[float]:
+    """Millimetres per voxel of an image's grid; 1 where a pair does not say."""
+    d = sample[side].ndim - 1
+    affine = sample.get("moving_affine" if side == "moving" and "moving_affine" in sample else "affine")
+    if affine is not None:
+        return affine[:3, :d].norm(dim=0).tolist()
+    return sample["spacing"].tolist() if "spacing" in sample else [1.0] * d

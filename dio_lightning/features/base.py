@@ -71,3 +71,14 @@ class FeaturePyramid(nn.Module, ABC):
         if not asked or not set(asked) <= set(self.levels):
             raise ValueError(f"levels must be among {self.levels}, not {asked}.")
         return asked
+
+
+def one_channel(image: Tensor, pyramid: FeaturePyramid) -> Tensor:
+    """The image in float32.
+
+    Raises:
+        ValueError: if it has more than one channel.
+    """
+    if image.shape[1] != 1:
+        raise ValueError(f"{type(pyramid).__name__} describes images of one channel, not {image.shape[1]}.")
+    return image.float()

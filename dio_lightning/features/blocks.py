@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dio_lightning.networks.blocks import conv
+from dio_lightning.networks.blocks import channels_last, conv
 
 
 class GroupNorm(nn.GroupNorm):
@@ -11,7 +11,10 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Same shape as the input."""
-        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        if input.requires_grad or not torch.is_grad_enabled():
+            return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        # torch 2.13's backward ends the process on CPUs for channels-last inputs that need no gradient
+        return channels_last(torch.group_norm(input.contiguous(), self.num_groups, self.weight, self.bias, self.eps))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

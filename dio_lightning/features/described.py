@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from dio_lightning.features.base import FeaturePyramid
+from dio_lightning.features.base import FeaturePyramid, average_pool
 from dio_lightning.features.learned import FeatureNetwork
 
 
@@ -10,7 +10,8 @@ class Described(FeaturePyramid):
     """The network's features of the descriptor of the image, at full resolution: DIO's lungs see MIND-SSC.
 
     Args:
-        descriptor: what the network sees, such as `MIND` with levels [1].
+        descriptor: what the network sees, at level 1, such as `MIND` with levels [1]. A residual start at a level is
+            the descriptor there; at a level that the descriptor does not have, its level 1 averaged over blocks.
         network: its `in_channels` must equal the descriptor's channels. With as many features and a residual start,
             training starts from registration by the descriptor itself.
 
@@ -31,4 +32,8 @@ class Described(FeaturePyramid):
 
     def extract(self, image: Tensor, levels: tuple[int, ...]) -> list[Tensor]:
         """The network's features of the descriptor."""
-        return self.network(self.descriptor(image, (1,))[0], levels)
+        own = self.descriptor.levels if self.network.residual else (1,)
+        asked = sorted({1, *levels} & {*own}, reverse=True)
+        described = dict(zip(asked, self.descriptor(image, asked), strict=True))
+        starts = [described[n] if n in described else average_pool(described[1], n) for n in levels]
+        return [x.float() for x in self.network.started(described[1], levels, starts)]

@@ -25,7 +25,7 @@ class LKU(FeatureNetwork):
         width: channels of the finest scale.
         scales: number of scales.
         residual: start from the image itself (see FeatureNetwork).
-        intensity_scale: first scale of the image in a residual start.
+        intensity_scale: first scale of the image in a residual start, one or one a channel.
         precision: of the convolutions, "float32" or "bfloat16"; features are always float32.
 
     Raises:
@@ -41,7 +41,7 @@ class LKU(FeatureNetwork):
         width: int = 16,
         scales: int = 5,
         residual: bool = False,
-        intensity_scale: float = 1.0,
+        intensity_scale: float | Sequence[float] = 1.0,
         precision: Precision = "float32",
     ) -> None:
         super().__init__(in_channels, channels, levels, residual, intensity_scale, precision)

@@ -21,7 +21,7 @@ class UNet(FeatureNetwork):
         spatial_dims: 2 or 3.
         widths: channels of each scale, fine to coarse.
         residual: start from the image itself (see FeatureNetwork).
-        intensity_scale: first scale of the image in a residual start.
+        intensity_scale: first scale of the image in a residual start, one or one a channel.
         precision: of the convolutions, "float32" or "bfloat16"; features are always float32.
 
     Raises:
@@ -36,7 +36,7 @@ class UNet(FeatureNetwork):
         spatial_dims: int = 3,
         widths: Sequence[int] = (16, 16, 32, 32, 64),
         residual: bool = False,
-        intensity_scale: float = 1.0,
+        intensity_scale: float | Sequence[float] = 1.0,
         precision: Precision = "float32",
     ) -> None:
         super().__init__(in_channels, channels, levels, residual, intensity_scale, precision)

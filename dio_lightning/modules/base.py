@@ -155,8 +155,7 @@ class RegistrationModule(FiniteSteps):
 
     def training_step(self, pair: Pair, index: int) -> Tensor:
         """The loss of one batch."""
-        work, solutions, _ = self._solve(pair)
-        terms = self._terms(work, solutions)
+        terms, solutions = self._learn(pair)
         self._report(terms, solutions, "train", len(pair["fixed"]))
         return terms["loss"]
 
@@ -179,6 +178,11 @@ class RegistrationModule(FiniteSteps):
         if self.scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+
+    def _learn(self, pair: Pair) -> tuple[dict[str, Tensor], list[Solution]]:
+        """The terms of the training loss of one batch, and its solutions."""
+        work, solutions, _ = self._solve(pair)
+        return self._terms(work, solutions), solutions
 
     def _solve(self, pair: Pair, run: Run = Run()) -> tuple[Pair, list[Solution], Tensor]:
         """The pair on the working grid, the solutions there, and the displacement on the pair's own grid."""
@@ -222,14 +226,15 @@ class RegistrationModule(FiniteSteps):
         return {name: torch.stack([terms[name] for terms in levels]).mean() for name in levels[0]}
 
     def _report(self, terms: dict[str, Tensor], solutions: Sequence[Solution], stage: str, size: int) -> None:
-        last = solutions[-1]
-        report = {
-            **{name: value.detach() for name, value in terms.items()},
-            "residual": last.residual.mean(),
-            "steps": torch.stack([s.steps.float().mean() for s in solutions]).sum(),
-            "converged": last.converged.float().mean(),
-            "failed": last.failed.float().mean(),
-        }
+        report = {name: value.detach() for name, value in terms.items()}
+        if solutions:
+            last = solutions[-1]
+            report |= {
+                "residual": last.residual.mean(),
+                "steps": torch.stack([s.steps.float().mean() for s in solutions]).sum(),
+                "converged": last.converged.float().mean(),
+                "failed": last.failed.float().mean(),
+            }
         self.log_dict({f"{stage}/{k}": v for k, v in report.items()}, batch_size=size, sync_dist=stage != "train")
         if terms:
             self.log(f"{stage}_loss", terms["loss"].detach(), prog_bar=True, logger=False, batch_size=size)

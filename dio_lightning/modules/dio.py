@@ -1,19 +1,25 @@
 """Deep implicit optimisation: learned features, then the displacement that best aligns them."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from dio_lightning.features import FeaturePyramid, Intensity
 from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
+from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import Objective
 from dio_lightning.modules.iterative import IterativeModule, Pyramids
 from dio_lightning.modules.refinement import Refinement
-from dio_lightning.pair import Pair
+from dio_lightning.pair import Pair, both_ways
 from dio_lightning.transformations import Affine
+
+EPS = 1e-6
+"""Added to probabilities before their logarithm."""
 
 
 class DIO(IterativeModule):
@@ -31,6 +37,11 @@ class DIO(IterativeModule):
         opens: optimizer step of the training at which each level opens, coarse to fine; levels not yet open are neither
             computed nor scored. All are open from the start by default.
         refine: see `RegistrationModule`.
+        anatomy: a loss of (logarithm of the features, label) at every open level, for features that are probabilities
+            (`Posteriors`): MONAI's `DiceCELoss` with `to_onehot_y` and `softmax`. Without an objective it trains alone,
+            and training solves nothing.
+        anatomy_weight: its weight beside the objective.
+        symmetric: every training step registers its pairs both ways; the features are computed once.
 
     Raises:
         ValueError: if iterations, levels and opens differ in number, or opens does not start at 0 and rise.
@@ -48,6 +59,9 @@ class DIO(IterativeModule):
         resolution: float = 1.0,
         opens: Sequence[int] | None = None,
         refine: Refinement | None = None,
+        anatomy: nn.Module | None = None,
+        anatomy_weight: float = 1.0,
+        symmetric: bool = False,
     ) -> None:
         super().__init__(objective, optimizer, scheduler, resolution, refine)
         levels = features.levels
@@ -63,6 +77,7 @@ class DIO(IterativeModule):
                 f"features.levels {list(levels)}"
             )
         self.features, self.layer, self.opens = features, layer, opens
+        self.anatomy, self.anatomy_weight, self.symmetric = anatomy, anatomy_weight, symmetric
         # kept in the checkpoint: what training never opened, a test must not use
         self.register_buffer("open_levels", torch.tensor(opens.count(0)))
 
@@ -107,10 +122,10 @@ class DIO(IterativeModule):
     def pyramids(self, work: Pair, pair: Pair) -> Pyramids:
         """Features at the open levels; a moving image that keeps its grid has its features brought to the fixed one."""
         levels = self.features.levels[: int(self.open_levels)]
-        fixed, grids = self.features(work["fixed"], levels), self.features.grids(work["fixed"].shape[2:], levels)
-        matrix = fixed_to_moving(pair)
+        grids, matrix = self.features.grids(work["fixed"].shape[2:], levels), fixed_to_moving(pair)
         if matrix is None or not self.keeps_grid(pair):
-            return Pyramids(fixed, self.features(work["moving"], levels), grids)
+            return Pyramids(*self._of_both(work, levels), grids)
+        fixed = self.features(work["fixed"], levels)
         image = downsample(pair["moving"], self._size(pair["moving"]))
         of_fixed, of_moving = (
             spanning(x.shape[2:], small.shape[2:]).matrix().to(matrix)
@@ -123,6 +138,64 @@ class DIO(IterativeModule):
             for m, a, b in zip(self.features(image, levels), grids, theirs, strict=True)
         ]
         return Pyramids(fixed, moving, grids)
+
+    def check_trainable(self) -> None:
+        """See `RegistrationModule`; a loss of the features is enough to train with."""
+        if self.anatomy is None:
+            super().check_trainable()
+
+    def _learn(self, pair: Pair) -> tuple[dict[str, Tensor], list[Solution]]:
+        """The objective's terms and the solutions, of both directions if symmetric, and the loss of the features.
+
+        Without an objective nothing is solved.
+        """
+        work = self.work(pair)
+        pyramids = self.pyramids(work, pair)
+        features = {} if self.anatomy is None else {"features": self._anatomy(self.anatomy, pyramids, work)}
+        if self.objective is None:
+            return {"loss": self.anatomy_weight * features["features"], **features}, []
+        if self.symmetric:
+            sides = list(zip(pyramids.fixed, pyramids.moving, strict=True))
+            pyramids = Pyramids([torch.cat(x) for x in sides], [torch.cat(x[::-1]) for x in sides], pyramids.grids)
+            work = both_ways(work)
+        solutions = self.layer(*pyramids, work)
+        terms = self._terms(work, solutions)
+        for value in features.values():
+            terms["loss"] = terms["loss"] + self.anatomy_weight * value
+        return terms | features, solutions
+
+    def _anatomy(self, loss: nn.Module, pyramids: Pyramids, work: Pair) -> Tensor:
+        """The loss of the features' logarithms beside the labels, the mean over both images and the levels.
+
+        Raises:
+            ValueError: if the pair has no labels.
+        """
+        if "fixed_label" not in work or "moving_label" not in work:
+            raise ValueError("The loss of the features needs labels, but the pair has no fixed_label and moving_label.")
+        losses = []
+        for fixed, moving, grid in zip(pyramids.fixed, pyramids.moving, pyramids.grids or (), strict=True):
+            matrix = grid.matrix().to(fixed.device).expand(len(fixed), 4, 4)
+            for features, label in ((fixed, work["fixed_label"]), (moving, work["moving_label"])):
+                at_level = seen_from(label, matrix, grid.size, "nearest", "border")
+                losses.append(loss((features + EPS).log(), at_level))
+        return torch.stack(losses).mean()
+
+    def _of_both(self, work: Pair, levels: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Features of both images of one grid; in training as one batch, which is faster and needs no more memory."""
+        images = work["fixed"], work["moving"]
+        if not torch.is_grad_enabled():
+            return self.features(images[0], levels), self.features(images[1], levels)
+        both = [x.chunk(2) for x in self.features(torch.cat(images), levels)]
+        return [fixed for fixed, _ in both], [moving for _, moving in both]
+
+    def on_fit_start(self) -> None:
+        """Raises ValueError for a moving average that would average the number of open levels too."""
+        averages = [x for x in cast(Any, self.trainer).callbacks if isinstance(x, WeightAveraging)]
+        if self.opens[-1] > 0 and any(getattr(x, "_use_buffers", True) for x in averages):
+            raise ValueError(
+                "the moving average of the weights has use_buffers true, expected false: levels open in time, and an "
+                "average of how many are open would keep the last ones shut"
+            )
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Opens the levels whose step has come."""

@@ -1,0 +1,91 @@
+"""Probabilities of structures as features, and their training by labels, beside an objective or alone."""
+
+import pytest
+import torch
+from monai.losses.dice import DiceCELoss
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+from trainings import trainer
+
+from data_modules import SyntheticPairs
+from data_modules.base import collate
+from dio_lightning.features import Posteriors, UNet
+from dio_lightning.layers import OptimizerLayer
+from dio_lightning.losses import Dice, Objective
+from dio_lightning.modules import DIO
+
+LABELS = 3
+
+
+def data(*size: int) -> SyntheticPairs:
+    return SyntheticPairs(size=size, num_labels=LABELS, train_pairs=8, test_pairs=2, val_pairs=2)
+
+
+def module(d: int = 2, anatomy: bool = True, objective: bool = True, **settings) -> DIO:
+    torch.manual_seed(0)
+    features = Posteriors(UNet(1, 8, (2, 1), d, widths=(8, 16)), LABELS, d)
+    loss = DiceCELoss(to_onehot_y=True, softmax=True) if anatomy else None
+    score = Objective(label=Dice()) if objective else None
+    return DIO(features, OptimizerLayer((3, 3)), score, anatomy=loss, **settings)
+
+
+def posteriors(model: DIO) -> Posteriors:
+    assert isinstance(model.features, Posteriors)
+    return model.features
+
+
+@pytest.mark.parametrize("size", [(20, 18), (12, 13, 14)], ids=str)
+def test_features_are_probabilities_of_the_network_s_classes(size):
+    model = module(len(size))
+    pair = collate([data(*size).dataset("train")[0]])
+    raw = posteriors(model).features(pair["fixed"])
+    for level, x, p in zip((2, 1), raw, model.features(pair["fixed"]), strict=True):
+        assert p.shape == (1, LABELS + 1, *(-(-n // level) for n in size))
+        assert_close(p, posteriors(model).classifiers[str(level)](x).softmax(1))
+        assert_close(p.sum(1), torch.ones_like(p[:, 0]))
+
+
+def test_the_loss_is_monai_s_over_both_images_and_all_levels():
+    model, pair = module(objective=False), collate([data(16, 18).dataset("train")[0]])
+    plain = DIO(model.features, model.layer, anatomy=DiceCELoss(to_onehot_y=True, softmax=True, lambda_dice=0.0))
+    expected = []
+    for image, labels in ((pair["fixed"], pair["fixed_label"]), (pair["moving"], pair["moving_label"])):
+        label = labels.long()
+        raw = zip((2, 1), posteriors(model).features(image), strict=True)
+        coarse, fine = (posteriors(model).classifiers[str(level)](x) for level, x in raw)
+        # the nearest voxel of a block's centre is the far one
+        expected += [cross_entropy(coarse, label[:, 0, 1::2, 1::2]), cross_entropy(fine, label[:, 0])]
+    terms, solutions = plain._learn(pair)
+    assert_close(terms["loss"], torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+    assert not solutions
+    assert float(model._learn(pair)[0]["loss"]) > float(terms["loss"])  # Dice beside it
+
+
+def test_beside_an_objective_it_counts_with_its_weight():
+    pair = collate([data(16, 18).dataset("train")[0]])
+    both, none = module(anatomy_weight=0.3)._learn(pair)[0], module(anatomy=False)._learn(pair)[0]
+    assert_close(both["loss"], none["loss"] + 0.3 * both["features"])
+    assert "features" not in none
+
+
+def test_training_by_labels_alone_aligns_what_it_learned_to_recognise(tmp_path):
+    pairs, model = data(32, 32), module(objective=False, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
+    pair = next(iter(pairs.val_dataloader()))
+
+    def overlap() -> float:
+        with torch.no_grad():
+            return 1 - float(Dice()(pair["fixed_label"], pair["moving_label"], model.register(pair)))
+
+    before = overlap()
+    trainer(tmp_path, max_epochs=8).fit(model, pairs)
+    identity = 1 - float(Dice()(pair["fixed_label"], pair["moving_label"], torch.zeros_like(model.register(pair))))
+    assert overlap() > max(before + 0.1, identity + 0.03)
+
+
+def test_a_pair_without_labels_is_refused():
+    pair = collate([data(16, 18).dataset("train")[0]])
+    del pair["moving_label"]
+    with pytest.raises(ValueError, match="needs labels"):
+        module()._learn(pair)
+    with pytest.raises(ValueError, match="at least 1"):
+        Posteriors(UNet(spatial_dims=2), 0, 2)
