@@ -12,6 +12,8 @@ from dio_lightning.checkpoints import trained_config
 from dio_lightning.cli import RUNS
 from dio_lightning.experiment import RegistrationCLI, prepare
 from dio_lightning.modules import RegistrationModule
+from dio_lightning.modules.restoring import untrained
+from dio_lightning.shipped_configs import shipped_configs
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,20 @@ def load(weights: str | PathLike[str]) -> RegistrationModule:
 
     Args:
         weights: a checkpoint (.ckpt), or weights with their config beside them (.safetensors, .yaml). Plain data alone
-            are read, so that a file can run no program.
+            are read, so that a file can run no program. Of a method that has nothing to train, the name of a config
+            that comes with the package, such as `classical/mind`.
 
     Returns:
         The module; `module.register(pair)` is the displacement (b, d, *s) in voxels of the fixed grid.
 
     Raises:
         FileNotFoundError: no such file, or no config in it or beside it.
-        ValueError: not such a file, one that is damaged, or one that does not fit its config.
+        ValueError: not such a file, one that is damaged, or one that does not fit its config; a config of a method
+            that needs weights.
     """
     path = Path(weights)
+    if not path.exists() and (config := shipped_configs().get(path.as_posix())):
+        return untrained(RegistrationModule, config).eval()
     if not isinstance(trained_config(path).get("model"), dict):
         raise ValueError(f"{path} has a config that names no model")
     return RegistrationModule.load_from_checkpoint(path).eval()

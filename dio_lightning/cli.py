@@ -11,6 +11,8 @@ from dio_lightning.usage import CommandParser, nearest
 
 RUNS = ("fit", "validate", "test", "predict")
 """Commands that build an experiment."""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as shells have it."""
 
 USAGE = f"""dio-lightning {__version__}: deformable image registration by implicit layers
 
@@ -53,6 +55,9 @@ def main(args: Sequence[str] | None = None) -> None:
     _silence()
     try:
         _dispatch(argv)
+    except KeyboardInterrupt:
+        sys.stderr.write("dio-lightning: interrupted\n")
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         message = user_message(error)
         if message is None or debugging():

@@ -1,7 +1,7 @@
 """Files that are either whole or absent."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -38,10 +38,28 @@ class Picture(Protocol):
         """Write it, in the format of the file's ending."""
 
 
+@contextmanager
+def replacing_all(paths: Iterable[Path]) -> Iterator[dict[Path, Path]]:
+    """Temporary paths as `replacing` gives them, which take the places of all paths or of none.
+
+    The path that is listed first takes its place last: where it is, the others are. Folders that were made for them are
+    removed if something goes wrong.
+    """
+    paths = list(paths)
+    made = {folder for path in paths for folder in path.parents if not folder.exists()}
+    try:
+        with ExitStack() as stack:
+            yield {path: stack.enter_context(replacing(path)) for path in paths}
+    except BaseException:
+        for folder in sorted(made, key=lambda folder: len(folder.parts), reverse=True):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
 def write_all(contents: Mapping[Path, str | Picture]) -> None:
     """Write texts and figures, all of them or none."""
-    with ExitStack() as stack:
-        temporary = {path: stack.enter_context(replacing(path)) for path in contents}
+    with replacing_all(contents) as temporary:
         for path, content in contents.items():
             if isinstance(content, Picture):
                 content.savefig(temporary[path], dpi=150)

@@ -95,7 +95,7 @@ def _apply_to_image(options: argparse.Namespace) -> None:
 
 def _apply_to_points(options: argparse.Namespace) -> None:
     from dio_lightning.transforms import ImageGrid, warp_points
-    from dio_lightning.transforms.point_files import ENDINGS, from_world, read_points, to_world
+    from dio_lightning.transforms.point_files import ENDINGS, coordinates_of, from_world, read_points, to_world
 
     if options.points_of is None:
         raise ValueError("points go from one image to the other: say whose they are with --points-of fixed|moving")
@@ -103,11 +103,7 @@ def _apply_to_points(options: argparse.Namespace) -> None:
     if not options.out.name.lower().endswith(ending):
         raise ValueError(f"{options.out} has another ending than {options.file}, expected {ending}")
     file = read_points(options.file)
-    if file.coordinates is not None and options.coordinates not in (None, file.coordinates):
-        raise ValueError(f"{options.file} says that it is in {file.coordinates}, --coordinates {options.coordinates}")
-    coordinates = file.coordinates or options.coordinates
-    if coordinates is None:
-        raise ValueError(f"{options.file} does not say what its numbers are: name it with --coordinates ras|lps|voxels")
+    coordinates = coordinates_of(file, options.file, options.coordinates)
     fixed, moving = (None if path is None else _header(path) for path in (options.fixed, options.moving))
     grids = {"fixed": fixed and ImageGrid.of(fixed), "moving": moving and ImageGrid.of(moving)}
     other = "moving" if options.points_of == "fixed" else "fixed"

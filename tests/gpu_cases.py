@@ -170,10 +170,14 @@ def _ops() -> Iterator[Case]:
         value = ops.interpolate(image, points)
         return torch.autograd.grad(value.square().sum(), g.leaves, create_graph=True)[0]
 
+    def weighted(g: Given) -> Tensor:
+        return ops.weighted_correlation(g.image(), g.image(), g.labels(1).float(), 5).correlation
+
     yield Case("ops.interpolate", lambda g: ops.interpolate(g.image(2), g.field() + 2.0))
     yield Case("ops.interpolate (zeros)", lambda g: ops.interpolate(g.image(2), g.field() + 2.0, "zeros"))
     yield Case("ops.interpolate (second derivative)", twice)
     yield Case("ops.local_correlation", lambda g: ops.local_correlation(g.image(), g.image(), 5), tolerance=1e-3)
+    yield Case("ops.weighted_correlation", weighted, tolerance=1e-3)
     yield Case("ops.joint_histogram", lambda g: ops.joint_histogram(g.image(), g.image(), 6), False)
     yield Case("ops.mutual_information", lambda g: ops.mutual_information(g.image(), g.image(), 6), tolerance=1e-3)
     yield Case("ops.match", lambda g: ops.match(g.image(3), g.image(3), g.field()))
@@ -247,10 +251,10 @@ def _losses() -> Iterator[Case]:
     def points(g: Given, unit: Unit) -> Tensor:
         return losses.Landmarks(unit)(g.field(), g.points(), g.points(), g.spacing())
 
-    def term(g: Given, of: losses.Term, coarse: bool = False) -> object:
+    def term(g: Given, of: losses.Term, coarse: bool = False, masked: bool = False) -> object:
         pair = g.pair(batch=2)
         grid = fields.blocks(g.size, 2 if coarse else 1)
-        level = Level(g.image(3), g.image(3), None, pair)
+        level = Level(g.image(3), g.image(3), None, pair, masked=masked)
         if coarse:
             level = Level(fields.average_pool(level.fixed, 2), fields.average_pool(level.moving, 2), grid, pair)
         corner = (slice(None), slice(None), *map(slice, grid.size))
@@ -277,6 +281,10 @@ def _losses() -> Iterator[Case]:
     yield Case("losses.slope_of", derived)
     yield Case("losses.LNCC", lambda g: losses.LNCC(5)(g.image(), g.image()), tolerance=1e-3)
     yield Case("losses.LNCC (signed)", lambda g: losses.LNCC(7, signed=True)(g.image(), g.image()), tolerance=1e-3)
+    yield Case("losses.LNCC (masks)", partial(term, of=losses.LNCC(5), masked=True), tolerance=1e-3)
+    yield Case(
+        "losses.FeatureDistance (masks)", partial(term, of=losses.FeatureDistance(), masked=True), tolerance=1e-3
+    )
     yield Case("losses.SSD", lambda g: losses.SSD()(g.image(2), g.image(2)))
     yield Case("losses.soft_dice", lambda g: losses.soft_dice(g.labels(), g.labels(), g.field()))
     yield Case("losses.Dice", lambda g: losses.Dice(6)(g.labels(), g.labels(), g.field()))

@@ -23,7 +23,7 @@ NAMED = {
     "losses": {"Energy", "Term"},
     "updates": {"UpdateRule"},
     "layers": {"Observer", "Problem", "Record", "Run"},
-    "ops": {"Blocks"},
+    "ops": {"Blocks", "WeightedCorrelation"},
     "fields": {"Grid"},
     "metrics": {"Regularity"},
 }

@@ -1,7 +1,5 @@
 """Two scans in, a transform out: known transforms come back, whatever images look like and however they are stored."""
 
-from itertools import permutations, product
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from scipy.ndimage import map_coordinates
 import dio_lightning
 from dio_lightning.implicit import Adam, Stagnation
 from dio_lightning.losses import LNCC, LabelPrompt
-from dio_lightning.registration import Registration, Scan, register
+from dio_lightning.registration import Registration, register
 from dio_lightning.registration.deformable import local_correlation
 from dio_lightning.transformations import FreeForm, Rigid
 from dio_lightning.transforms import Affine, Chain
@@ -57,27 +55,6 @@ def test_an_affine_transform_comes_back(size) -> None:
         fixed, moved(fixed, affine, truth), fixed_affine=affine, moving_affine=affine, stages=("rigid", "affine")
     )
     assert error(result, truth) < 0.25 * SPACING
-
-
-def stored_as(image: nib.Nifti1Image, axes: tuple[int, ...], flips: tuple[bool, ...]) -> nib.Nifti1Image:
-    """The same image in the same world, its array axes in another order and direction."""
-    orientation = np.array([[axis, -1 if flip else 1] for axis, flip in zip(axes, flips, strict=True)])
-    return image.as_reoriented(orientation)
-
-
-@pytest.mark.parametrize("which", ["fixed", "moving"])
-def test_the_transform_does_not_depend_on_how_an_image_is_stored(which) -> None:
-    size = (30, 28, 26)
-    fixed, affine, truth = scene(size), affine_of(size), turned(size, 10, 6)
-    images = {"fixed": nib.Nifti1Image(fixed, affine), "moving": nib.Nifti1Image(moved(fixed, affine, truth), affine)}
-    points = Scan.of(images["fixed"]).grid.points()[:, ::5, ::5, ::5].flatten(1).numpy().T
-    stages = ("rigid",)
-    expected = register(images["fixed"], images["moving"], stages=stages).transform.points(points)
-    ways = list(product(permutations(range(3)), product((False, True), repeat=3)))
-    for axes, flips in ways[13::29]:
-        stored = images | {which: stored_as(images[which], axes, flips)}
-        ours = register(stored["fixed"], stored["moving"], stages=stages).transform.points(points)
-        assert np.linalg.norm(ours - expected, axis=1).mean() < 0.1 * SPACING, (axes, flips)
 
 
 def test_two_grids_of_other_voxels_and_a_deformation(tmp_path) -> None:
@@ -155,7 +132,7 @@ def test_the_rigid_model_is_a_rotation_about_the_middle(size) -> None:
     ("arguments", "sentence"),
     [
         ({"stages": ()}, "stages are none"),
-        ({"stages": ("deformable", "rigid")}, "a deformable one last"),
+        ({"stages": ("deformable", "rigid")}, "deformable ones last"),
         ({"stages": ("rigged",)}, "stages are rigged"),
         ({"moving": scene((12, 12, 12))}, "have 2 and 3 dimensions"),
         ({"fixed_labels": scene((16, 16))}, "labels of one image alone"),

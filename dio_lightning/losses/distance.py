@@ -3,10 +3,11 @@
 from math import prod
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dio_lightning.level import Level
+from dio_lightning.fields import warp
+from dio_lightning.level import Level, Masks
 from dio_lightning.losses.similarity import Image, compared
 from dio_lightning.losses.term import Energy, Slope, Term
 from dio_lightning.ops import match
@@ -20,9 +21,12 @@ class FeatureDistance(Term):
     Args:
         normalise: divide by the variance, so that nothing depends on the scale of the features.
         weight: see `Term`.
+
+    Of a masked level the voxels that count are summed, and the variance is theirs.
     """
 
     compares = True
+    maskable = True
 
     def __init__(self, normalise: bool = True, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -30,15 +34,19 @@ class FeatureDistance(Term):
 
     def on(self, level: Level) -> "Matched":
         """The distance of the level's features."""
-        return Matched(level.fixed, level.moving, variance(level.fixed) if self.normalise else None)
+        masks = level.masks
+        counts = None if masks is None else masks.fixed
+        return Matched(level.fixed, level.moving, variance(level.fixed, counts) if self.normalise else None, masks)
 
 
 class Matched(Energy):
     """The energy of `FeatureDistance`; `scale`, (b,), is what the distance is divided by."""
 
-    def __init__(self, fixed: Image, moving: Image, scale: Float[Tensor, " b"] | None) -> None:
+    def __init__(
+        self, fixed: Image, moving: Image, scale: Float[Tensor, " b"] | None, masks: Masks | None = None
+    ) -> None:
         super().__init__(self._mean, slope=self._closed)
-        self.fixed, self.moving = fixed, moving
+        self.fixed, self.moving, self.masks = fixed, moving, masks
         self.scale = fixed.new_ones(len(fixed)) if scale is None else scale
 
     def scaled(self, value: Float[Tensor, " b"], slope: Float[Tensor, "b d *s"]) -> Slope:
@@ -49,12 +57,23 @@ class Matched(Energy):
         return self._closed(u)[0]
 
     def _closed(self, u: Tensor) -> Slope:
-        return self.scaled(*match(self.fixed, self.moving, u))
+        value, slope = match(self.fixed, self.moving, u)
+        if self.masks is not None:
+            weights = self.masks.weights(u)
+            squares = (warp(self.moving, u) - self.fixed).square().mean(1, keepdim=True)
+            value, slope = (weights * squares).flatten(1).sum(1), weights * slope
+        return self.scaled(value, slope)
 
 
-def variance(features: Image) -> Float[Tensor, " b"]:
-    """Variance over the voxels, the mean of the channels; 1 where it is 0."""
-    spread = features.flatten(2).var(dim=2).mean(1)
+def variance(features: Image, counts: Bool[Tensor, "b 1 *s"] | None = None) -> Float[Tensor, " b"]:
+    """Variance over the voxels that count, by default over all, the mean of the channels; 1 where it is 0."""
+    if counts is None:
+        spread = features.flatten(2).var(dim=2).mean(1)
+    else:
+        weights, flat = counts.flatten(2).to(features), features.flatten(2)
+        number = weights.sum(2, keepdim=True)
+        centred = flat - (weights * flat).sum(2, keepdim=True) / number.clamp(min=1)
+        spread = ((weights * centred.square()).sum(2) / (number[:, :, 0] - 1).clamp(min=1)).mean(1)
     return torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
@@ -62,7 +81,8 @@ class FeatureSimilarity(Term):
     """Any similarity, of the features of a level in place of the images.
 
     Args:
-        similarity: (warped, fixed) to a scalar, smaller is better, a mean over voxels: `LNCC`, `SSD`.
+        similarity: (warped, fixed) to a scalar, smaller is better, a mean over voxels: `LNCC`, `SSD`. With masks it is
+            called with the weights of the voxels too.
         weight: see `Term`.
     """
 
@@ -77,6 +97,11 @@ class FeatureSimilarity(Term):
         """Whether the similarity is at rest where feature maps agree."""
         return bool(getattr(self.similarity, "rests", True))
 
+    @property
+    def maskable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the similarity takes weights."""
+        return bool(getattr(self.similarity, "maskable", False))
+
     def on(self, level: Level) -> Energy:
         """The similarity of the warped moving and the fixed features of each sample on its own."""
-        return compared(self.similarity, level.fixed, level.moving)
+        return compared(self.similarity, level.fixed, level.moving, level.masks)

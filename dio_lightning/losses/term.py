@@ -68,6 +68,8 @@ class Term(nn.Module, ABC):
     """Whether the term compares images or features, so that two images that agree have nothing to say to it."""
     rests: ClassVar[bool] = True
     """Whether a term that compares is at rest where images agree, so that a slope no larger than theirs is none."""
+    maskable: ClassVar[bool] = False
+    """Whether a term that compares can leave out what the masks of a level leave out (`Level.masks`)."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

@@ -37,6 +37,22 @@ def restored(
     return module.to(devices.pop()) if len(devices) == 1 else module
 
 
+def untrained(kind: type[Module], config: Path) -> Module:
+    """The module of a config, of a method that has nothing to train.
+
+    Raises:
+        ValueError: if it names no method, or one that has weights.
+    """
+    model = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("model")
+    if not isinstance(model, dict):
+        raise ValueError(f"{config} names no model, expected the config of a method")
+    module = _built(kind, config, model, {})
+    weights = sum(p.numel() for p in module.parameters())
+    if weights:
+        raise ValueError(f"{config} has {weights:,} weights to be trained, expected a file that holds them")
+    return module
+
+
 def fill(module: LightningModule, path: str | PathLike[str], checkpoint: dict[str, Any], strict: bool = True) -> None:
     """Put the weights of a checkpoint, read from `path`, into a module.
 

@@ -4,13 +4,16 @@ from dio_lightning.ops.correlation import local_correlation
 from dio_lightning.ops.information import joint_histogram, mutual_information
 from dio_lightning.ops.match import Blocks, match, match_blocks
 from dio_lightning.ops.sampling import interpolate
+from dio_lightning.ops.weighted_correlation import WeightedCorrelation, weighted_correlation
 
 __all__ = [
     "Blocks",
+    "WeightedCorrelation",
     "interpolate",
     "joint_histogram",
     "local_correlation",
     "match",
     "match_blocks",
     "mutual_information",
+    "weighted_correlation",
 ]

@@ -38,17 +38,17 @@ def _moments(a: Tensor, b: Tensor, window: int) -> _Moments:
     count = window ** (a.ndim - 2)
     x, y = _zero(a), _zero(b)
     a, b = a - x, b - y
-    sum_a, sum_b = _box(a, window), _box(b, window)
-    inside = _box(torch.ones_like(a[:1, :1]), window).round()
+    sum_a, sum_b = box_sum(a, window), box_sum(b, window)
+    inside = box_sum(torch.ones_like(a[:1, :1]), window).round()
     outside, part = count - inside, inside / count
 
     def central(total: Tensor, p: Tensor, q: Tensor, sum_p: Tensor, sum_q: Tensor) -> Tensor:
         """Σpq - ΣpΣq / count of images that are 0 outside, from sums that are counted from their zeros x and y."""
         return total - sum_p * sum_q / count + outside * (p * q * part + (p * sum_q + q * sum_p) / count)
 
-    cross = central(_box(a * b, window), x, y, sum_a, sum_b)
-    var_a = central(_box(a * a, window), x, x, sum_a, sum_a).clamp(min=FLOOR)
-    var_b = central(_box(b * b, window), y, y, sum_b, sum_b).clamp(min=FLOOR)
+    cross = central(box_sum(a * b, window), x, y, sum_a, sum_b)
+    var_a = central(box_sum(a * a, window), x, x, sum_a, sum_a).clamp(min=FLOOR)
+    var_b = central(box_sum(b * b, window), y, y, sum_b, sum_b).clamp(min=FLOOR)
     means = (sum_a - outside * x) / count, (sum_b - outside * y) / count
     return _Moments(*means, cross, var_a, var_b, var_a * var_b + FLOOR)
 
@@ -121,11 +121,12 @@ def _slope(a: Tensor, b: Tensor, m: _Moments, window: int, signed: bool) -> Tens
     of_cross = root
     of_variance = -root * m.cross * m.var_b / m.product  # twice the derivative
     of_variance = torch.where(m.var_a > FLOOR, of_variance, 0)
-    shared = _box(of_cross * m.mean_b + of_variance * m.mean_a, window)
-    return _box(of_cross, window) * (b - _zero(b)) + _box(of_variance, window) * (a - _zero(a)) - shared
+    shared = box_sum(of_cross * m.mean_b + of_variance * m.mean_a, window)
+    return box_sum(of_cross, window) * (b - _zero(b)) + box_sum(of_variance, window) * (a - _zero(a)) - shared
 
 
-def _box(x: Tensor, window: int) -> Tensor:
+def box_sum(x: Tensor, window: int) -> Tensor:
+    """Sum of (b, c, *s) over windows of `window`^d voxels, zeros outside."""
     return _BoxSum.apply(x, window)
 
 

@@ -1,11 +1,10 @@
 """The deformable stage: any method of the library, on the moving image as the stages before have placed it."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dio_lightning.features import Intensity
 from dio_lightning.implicit import Adam, Stagnation
@@ -13,10 +12,10 @@ from dio_lightning.layers import OptimizerLayer, Run
 from dio_lightning.losses import LNCC, Term
 from dio_lightning.modules import DIO, IterativeModule, RegistrationModule
 from dio_lightning.pair import Pair
-from dio_lightning.registration.grids import seen_at
+from dio_lightning.registration.grids import placed
 from dio_lightning.registration.scan import Scan
 from dio_lightning.transformations import Diffeomorphism, Transformation
-from dio_lightning.transforms import Field
+from dio_lightning.transforms import Field, Transform
 from dio_lightning.updates import Descent, ImageDescent
 
 
@@ -37,39 +36,49 @@ def local_correlation(size: Sequence[int]) -> DIO:
     return DIO(Intensity(levels), layer)
 
 
-def changed(module: RegistrationModule, transformation: Transformation | None, terms: Sequence[Term]) -> None:
-    """Give a method's layer another transformation, and more terms to descend on.
+def changed(
+    module: RegistrationModule, transformation: Transformation | None, terms: Sequence[Term], masked: bool = False
+) -> RegistrationModule:
+    """A method whose layer has another transformation and more terms to descend on, or leaves masked voxels out.
+
+    The module itself stays as it is. A refinement leaves the same voxels out.
 
     Raises:
-        ValueError: if the method has no such layer.
+        ValueError: if the method has no such layer, or a term that cannot leave voxels out.
     """
-    if transformation is None and not terms:
-        return
+    if transformation is None and not terms and not masked:
+        return module
+    module = deepcopy(module)
     layer = module.layer if isinstance(module, IterativeModule) else None
     update = None if layer is None else layer.update
-    if layer is None or (terms and not isinstance(update, Descent | ImageDescent)):
-        what = "terms to descend on" if terms else "another transformation"
+    if layer is None or ((terms or masked) and not isinstance(update, Descent | ImageDescent)):
+        what = "terms to descend on" if terms else "masks" if masked else "another transformation"
         raise ValueError(f"{module.title} takes no {what}: it has no layer that descends on an energy")
     if transformation is not None:
         layer.transformation = transformation
     if terms and isinstance(update, Descent | ImageDescent):
         layer.update = replace(update, terms=(*update.terms, *terms))
+    for each in (layer, module.refine.layer if module.refine is not None else None) if masked else ():
+        if each is not None and isinstance(each.update, Descent | ImageDescent):
+            each.update = replace(each.update, masked=True)
+            (each.update.descent if isinstance(each.update, ImageDescent) else each.update).check_masks()
+    return module
 
 
 def deform(
     module: RegistrationModule,
     fixed: Scan,
     moving: Scan,
-    matrix: NDArray[np.float64],
+    before: Transform,
     extras: Pair,
     run: Run,
     device: torch.device,
 ) -> Field:
-    """What is left to deform after a matrix (4, 4) from the fixed world to the moving one: a field of the fixed world.
+    """What is left to deform after a transform from the fixed world to the moving one: a field of the fixed world.
 
     The moving image is resampled for the solver's eyes alone; results are interpolated from the image itself.
     """
-    image = seen_at(moving.normalised, moving.grid, matrix[None], fixed.grid)
+    image = placed(moving.normalised, moving.grid, before, fixed.grid)
     affine = torch.from_numpy(fixed.grid.affine)[None]
     spacing = torch.from_numpy(fixed.grid.spacing).float()[None]
     pair = Pair(fixed=fixed.normalised, moving=image, affine=affine, spacing=spacing, **extras)  # pyright: ignore

@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dio_lightning.fields import gaussian_average, sample
+from dio_lightning.level import WHOLE
 from dio_lightning.registration.scan import Scan
-from dio_lightning.transforms import Affine, ImageGrid
+from dio_lightning.transforms import Affine, ImageGrid, Transform
+
+SOME = 1e-3
+"""Share of a weighted average that has to count."""
 
 
 def isotropic(grid: ImageGrid, edge: float, margin: float = 0.0) -> ImageGrid:
@@ -45,9 +49,16 @@ def body_axes(grid: ImageGrid) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
 
 
 def blurred(scan: Scan, edge: float) -> Float[Tensor, "1 1 *s"]:
-    """Normalised intensities, smoothed for voxels of this edge in mm: by half of what the image's own ones lack."""
-    sigmas = [0.5 * np.sqrt(max(edge**2 - s**2, 0.0)) / s for s in scan.grid.spacing]
-    return gaussian_average(scan.normalised, [float(s) if s > 0.3 else 0.0 for s in sigmas])
+    """Normalised intensities, smoothed for voxels of this edge in mm: by half of what the image's own ones lack.
+
+    Of a masked scan they are averages over what counts, and 0 where none of it is near.
+    """
+    wanted = [0.5 * np.sqrt(max(edge**2 - s**2, 0.0)) / s for s in scan.grid.spacing]
+    sigmas = [float(s) if s > 0.3 else 0.0 for s in wanted]
+    if scan.mask is None:
+        return gaussian_average(scan.normalised, sigmas)
+    share = gaussian_average(scan.mask.float(), sigmas)
+    return torch.where(share > SOME, gaussian_average(scan.normalised * scan.mask, sigmas) / share.clamp(min=SOME), 0)
 
 
 def seen_at(
@@ -61,3 +72,20 @@ def seen_at(
     points = onto.points()
     places = [grid.voxels(Affine(matrix).map(points)).to(image) for matrix in matrices]
     return sample(image, torch.stack(places), mode, "zeros")
+
+
+def counted(scan: Scan, matrices: NDArray[np.float64], onto: ImageGrid) -> Float[Tensor, "b 1 *t"] | None:
+    """1 where a scan counts on a grid under each of several matrices, else 0; None without a mask.
+
+    What is interpolated from any voxel that does not count does not. Beside the scan all counts, as zeros.
+    """
+    if scan.mask is None:
+        return None
+    return (seen_at((~scan.mask).float(), scan.grid, matrices, onto) <= 1 - WHOLE).float()
+
+
+def placed(
+    image: Float[Tensor, "1 1 *s"], grid: ImageGrid, transform: Transform, onto: ImageGrid, mode: str = "linear"
+) -> Float[Tensor, "1 1 *t"]:
+    """An image of one grid on another one, where a transform takes that one's voxels; 0 outside."""
+    return sample(image, grid.voxels(transform.at(onto)).to(image)[None], mode, "zeros")

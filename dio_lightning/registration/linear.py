@@ -14,12 +14,13 @@ from dio_lightning.implicit import Adam, Stagnation
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.level import Level
 from dio_lightning.losses import MutualInformation
-from dio_lightning.registration.grids import blurred, isotropic, seen_at
+from dio_lightning.pair import Pair
+from dio_lightning.registration.grids import blurred, counted, isotropic, seen_at
 from dio_lightning.registration.scan import Scan
 from dio_lightning.registration.starts import Matrices, best_starts, information, starts
 from dio_lightning.transformations import Affine, Rigid
 from dio_lightning.transforms import ImageGrid
-from dio_lightning.updates import ImageDescent
+from dio_lightning.updates import Descent
 
 Kind = Literal["rigid", "affine"]
 VOXELS = 28
@@ -34,29 +35,37 @@ class _Work:
     fixed: Float[Tensor, "1 1 *s"]
     blurred: Float[Tensor, "1 1 *t"]
     moving: Scan
+    counts: Float[Tensor, "1 1 *s"] | None
 
     @classmethod
     def at(cls, fixed: Scan, moving: Scan, edge: float, margin: float) -> "_Work":
         grid = isotropic(fixed.grid, edge, margin)
         image = seen_at(blurred(fixed, edge), fixed.grid, np.eye(4)[None], grid)
-        return cls(grid, image, blurred(moving, edge), moving)
+        return cls(grid, image, blurred(moving, edge), moving, counted(fixed, np.eye(4)[None], grid))
 
     def information(self, matrices: Matrices) -> NDArray[np.float64]:
         """How alike the images are under each matrix."""
-        return information(self.fixed, self.grid, self.blurred, self.moving, matrices)
+        return information(self.fixed, self.grid, self.blurred, self.moving, matrices, self.counts)
 
     def solve(self, matrices: Matrices, kind: Kind, steps: int, rate: float) -> Matrices:
         """Matrices that are no worse: what is solved for is what each leaves, so that images are resampled anew."""
         moving = seen_at(self.blurred, self.moving.grid, matrices, self.grid)
         fixed = self.fixed.expand(len(moving), *self.fixed.shape[1:]).contiguous()
         model = Rigid() if kind == "rigid" else Affine()
-        update = ImageDescent(MutualInformation(), sigma=0.0)
+        masks = self._masks(matrices, fixed, moving)
+        update = Descent(0.0, distance=MutualInformation(), masked=masks is not None)
         layer = OptimizerLayer([steps], update, Adam(rate), model, stop=Stagnation(1e-5, 6), field_sigma=0.0)
         with torch.no_grad():
-            z = layer.solve(layer.problem(Level(fixed, moving)), model.initial(fixed), steps).value
+            z = layer.solve(layer.problem(Level(fixed, moving, pair=masks)), model.initial(fixed), steps).value
         better = matrices @ _in_world(z, kind, self.grid)
         worse = self.information(better) < self.information(matrices)
         return np.where(worse[:, None, None], matrices, better)
+
+    def _masks(self, matrices: Matrices, fixed: Tensor, moving: Tensor) -> Pair | None:
+        """The pair of images with their masks, if one of them has one."""
+        masks = {"fixed_mask": self.counts, "moving_mask": counted(self.moving, matrices, self.grid)}
+        given = {side: mask.expand_as(fixed) for side, mask in masks.items() if mask is not None}
+        return Pair(fixed=fixed, moving=moving, **given) if given else None  # pyright: ignore[reportArgumentType]
 
 
 def align(
@@ -64,6 +73,7 @@ def align(
     moving: Scan,
     kinds: Sequence[Kind],
     start: NDArray[np.float64] | None = None,
+    also: NDArray[np.float64] | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> NDArray[np.float64]:
     """The matrix (4, 4) from the fixed world to the moving one, RAS millimetres, after the stages in their order.
@@ -73,13 +83,16 @@ def align(
         moving: the image that is brought to it.
         kinds: `rigid`, `affine`, or both.
         start: a matrix to go on from; None: the best of many starts.
+        also: one more start, whatever its information.
         tell: is told what is going on.
     """
     edge = max(float(((np.array(fixed.grid.size) - 1) * fixed.grid.spacing).max()) / VOXELS, fixed.grid.spacing.min())
     work = _Work.at(fixed, moving, edge, 0.1)
     if start is None:
         tell("search")
-        matrices = best_starts(work.fixed, work.grid, work.blurred, moving, starts(fixed, moving), 6, 3 * edge)
+        images = work.fixed, work.grid, work.blurred, moving
+        matrices = best_starts(*images, starts(fixed, moving), 6, 3 * edge, work.counts)
+        matrices = matrices if also is None else np.concatenate([also[None], matrices])
     else:
         matrices = start[None].astype(np.float64)
     for index, kind in enumerate(kinds):

@@ -2,30 +2,30 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from dio_lightning.layers import Run
-from dio_lightning.losses import LabelPrompt, Term
+from dio_lightning.layers import Observer, Run
+from dio_lightning.losses import Term
 from dio_lightning.modules import RegistrationModule
-from dio_lightning.pair import Pair
 from dio_lightning.registration.deformable import changed, deform, local_correlation
-from dio_lightning.registration.grids import seen_at
+from dio_lightning.registration.given import Given, Scans, given, masked
+from dio_lightning.registration.images import check_dimensions
+from dio_lightning.registration.journal import Journal, Parts
 from dio_lightning.registration.linear import Kind, align
 from dio_lightning.registration.quality import judge
 from dio_lightning.registration.result import Registration
 from dio_lightning.registration.scan import Image, Scan
 from dio_lightning.transformations import Transformation
-from dio_lightning.transforms import Affine, Chain, Transform
+from dio_lightning.transforms import Affine, Chain, Field, Transform
 
 Stage = Literal["rigid", "affine", "deformable"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-LARGEST = torch.iinfo(torch.int16).max
-"""Of labels, which are int16 in a pair."""
 Tell = Callable[[str], None]
 
 
@@ -42,27 +42,41 @@ def register(
     moving_affine: NDArray | None = None,
     fixed_labels: Image | None = None,
     moving_labels: Image | None = None,
+    fixed_mask: Image | None = None,
+    moving_mask: Image | None = None,
+    fixed_points: ArrayLike | None = None,
+    moving_points: ArrayLike | None = None,
     device: str = "cpu",
     tell: Tell = lambda text: None,
+    observe: Observer | None = None,
 ) -> Registration:
     """Register the moving image onto the fixed one.
 
     Args:
         fixed: a file, a nibabel image, or values (*s); two or three dimensions, any orientation, spacing and type.
         moving: likewise; it may lie on another grid.
-        stages: in their order: `rigid` and `affine` start from many places, unless a transform is given to start from;
-            `deformable` comes last.
+        stages: in their order, each as often as it is named: `rigid` and `affine` start from many places, unless a
+            transform is given to start from; `deformable` comes after them, and a second one goes on from the first:
+            its field is composed with it, and its regularisers say nothing of what is there already.
         model: a trained module, or the file of its weights, for the deformable stage; None: local correlation of the
             images, for which nothing is trained.
         transformation: of the deformable stage, in place of the model's.
         terms: what the deformable stage descends on besides, such as `LabelPrompt`.
-        start: affines from the fixed world to the moving one that the stages go on from.
+        start: a transform from the fixed world to the moving one that the stages go on from: affines for `rigid` and
+            `affine`; a `deformable` stage alone takes fields too.
         fixed_affine: of bare values, voxels to RAS millimetres.
         moving_affine: likewise.
         fixed_labels: label map on the fixed image's grid, for terms that compare labels.
         moving_labels: likewise on the moving image's.
+        fixed_mask: on the fixed image's grid; where it is 0, as in a lesion, no stage compares the fixed image.
+        moving_mask: likewise on the moving image's.
+        fixed_points: landmarks, rows of RAS millimetres in the fixed world; the deformable stage brings them onto
+            `moving_points`, by a `LandmarkPrompt` of weight 1 unless `terms` has one. Linear stages start from where
+            they meet, too.
+        moving_points: the same landmarks in the moving world, row by row.
         device: where the deformable stage runs.
         tell: is told each stage as it begins.
+        observe: is given a `Record` of every state of the deformable stage.
 
     Returns:
         The transform, what it makes of images and points, and how far it is to be trusted.
@@ -71,52 +85,77 @@ def register(
         FileNotFoundError, ValueError: with one sentence, before any long work starts.
     """
     began = time.perf_counter()
-    _check_stages(
-        stages, {"model": model, "transformation": transformation, "terms": terms or None, "labels": fixed_labels}
-    )
-    place = _device(device)
+    deformable = {"model": model, "transformation": transformation, "labels": fixed_labels, "landmarks": fixed_points}
+    check_stages(stages, {**deformable, "terms": terms or None})
+    place = device_of(device)
     scans = Scan.of(fixed, fixed_affine, "the fixed image"), Scan.of(moving, moving_affine, "the moving image")
-    _check_pair(*scans)
-    labels = _labels(scans, fixed_labels, moving_labels)
-    _check_prompts(terms, labels)
-    module = _module(model, scans[0], transformation, terms).to(place) if "deformable" in stages else None
-    matrix, report = _matrix(start), list[dict[str, Any]]()
-    kinds: list[Kind] = [stage for stage in stages if stage != "deformable"]
-    if kinds:
-        clock = time.perf_counter()
-        matrix = align(*scans, kinds, matrix, tell)
-        report.append({"stage": " and ".join(kinds), "seconds": time.perf_counter() - clock})
-    matrix = np.eye(4) if matrix is None else matrix
-    chain = Chain([Affine(matrix)])
-    if module is not None:
+    check_dimensions({scan.name: len(scan.grid.size) for scan in scans})
+    extra = given(scans, (fixed_labels, moving_labels), (fixed_points, moving_points))
+    terms = extra.checked(terms)
+    scans = masked(scans, fixed_mask, moving_mask)
+    linear: list[Kind] = [stage for stage in stages if stage != "deformable"]
+    chain, report = _started(start, linear), list[dict[str, Any]]()
+    module = _module(model, scans, transformation, terms).to(place) if len(linear) < len(stages) else None
+    if linear:
+        clock, parts, begin = time.perf_counter(), Parts(tell), None if start is None else _matrix(chain)
+        chain = Chain([Affine(align(*scans, linear, begin, extra.start(scans[0].grid), parts))])
+        report.append(_stage(" and ".join(linear), clock, parts=parts.report()))
+    for _ in stages[len(linear) :]:
+        assert module is not None
         tell(f"deformable, {module.title}")
-        clock, taken = time.perf_counter(), dict[int, int]()
-        run = Run(observe=lambda record: taken.update({record.level: record.step}))
-        field = deform(module, *scans, matrix, _extras(scans, labels, matrix), run, place)
-        levels = [{"level": level, "steps": steps} for level, steps in sorted(taken.items())]
-        report.append({"stage": "deformable", "seconds": time.perf_counter() - clock, "levels": levels})
+        field, stage = _deformed(module, scans, chain, extra, place, observe)
         chain = Chain([field, *chain.links])
+        report.append(stage)
     tell("inverse")
     inverse = chain.inverse(scans[1].grid)
     quality = judge(*scans, chain, inverse)
-    seconds = time.perf_counter() - began
-    method = module.title if module is not None else ""
-    return Registration(*scans, chain, inverse, quality, {"method": method, "stages": report, "seconds": seconds})
+    details: dict[str, Any] = {"method": "" if module is None else module.title, "stages": report}
+    if extra.points is not None:
+        details["landmarks_mm"] = {"before": extra.distance(Chain()), "after": extra.distance(chain)}
+    return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)})
 
 
-def _check_stages(stages: Sequence[str], deformable: Mapping[str, object]) -> None:
+def _deformed(
+    module: RegistrationModule,
+    scans: Scans,
+    before: Chain,
+    extra: Given,
+    place: torch.device,
+    observe: Observer | None,
+) -> tuple[Field, dict[str, Any]]:
+    """The field of one deformable stage, and what the report says of it."""
+    clock, journal = time.perf_counter(), Journal(observe)
+    with journal.reading(module):
+        field = deform(module, *scans, before, extra.extras(*scans, before), Run(observe=journal), place)
+    return field, _stage("deformable", clock, levels=journal.levels())
+
+
+def _stage(name: str, began: float, **what: object) -> dict[str, Any]:
+    """What the report says of a stage that ends now."""
+    return {"stage": name, "seconds": time.perf_counter() - began, **what}
+
+
+def _cost(began: float, device: torch.device) -> dict[str, float]:
+    """Seconds until now, and the most memory that the process or the device has held, in MiB."""
+    from dio_lightning.callbacks.cost import peak_memory  # draws in what draws
+
+    return {"seconds": time.perf_counter() - began, "peak_mb": peak_memory(device)}
+
+
+def check_stages(stages: Sequence[str], deformable: Mapping[str, object]) -> None:
     """Raises ValueError for stages that are none, or if something is said of a deformable one that is not there."""
     wrong = [stage for stage in stages if stage not in STAGES]
-    if not stages or wrong or "deformable" in stages[:-1]:
+    first = stages.index("deformable") if "deformable" in stages else len(stages)
+    if not stages or wrong or any(stage != "deformable" for stage in stages[first:]):
         raise ValueError(
-            f"stages are {', '.join(stages) or 'none'}, expected some of {', '.join(STAGES)}, a deformable one last"
+            f"stages are {', '.join(stages) or 'none'}, expected some of {', '.join(STAGES)}, deformable ones last"
         )
     unused = [name for name, value in deformable.items() if value is not None]
     if unused and "deformable" not in stages:
         raise ValueError(f"{unused[0]} is for the deformable stage, but stages are {', '.join(stages)}")
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """The device of this name, if it is there."""
     try:
         device = torch.device(name)
@@ -126,74 +165,41 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _check_pair(fixed: Scan, moving: Scan) -> None:
-    if len(fixed.grid.size) != len(moving.grid.size):
-        sizes = f"{len(fixed.grid.size)} and {len(moving.grid.size)}"
-        raise ValueError(f"{fixed.name} and {moving.name} have {sizes} dimensions, expected as many")
+def _started(start: Transform | None, linear: Sequence[Kind]) -> Chain:
+    """What the stages go on from; a transform to start from is checked here, before any work.
+
+    Raises:
+        ValueError: if linear stages were to follow a field.
+    """
+    chain = Chain() if start is None else Chain([start]).merged()
+    if all(isinstance(link, Affine) for link in chain.links):
+        return Chain([Affine(np.eye(4)), chain]).merged()
+    if linear:
+        raise ValueError(
+            f"the transform to start from has a displacement field, which no {linear[0]} stage can follow: expected "
+            "affines alone, or deformable stages alone"
+        )
+    return chain
 
 
-def _matrix(start: Transform | None) -> NDArray[np.float64] | None:
-    """The linear part of a transform to start from."""
-    if start is None:
-        return None
-    links = Chain([Affine(np.eye(4)), start]).merged().links
-    if len(links) > 1 or not isinstance(links[0], Affine):
-        raise ValueError("the transform to start from has a displacement field, expected affines alone")
-    return links[0].matrix
+def _matrix(chain: Chain) -> NDArray[np.float64]:
+    """The matrix of a chain that is one affine."""
+    return cast(Affine, chain.links[0]).matrix
 
 
 def _module(
     model: RegistrationModule | str | Path | None,
-    fixed: Scan,
+    scans: Scans,
     transformation: Transformation | None,
     terms: Sequence[Term],
 ) -> RegistrationModule:
     if model is None:
-        module: RegistrationModule = local_correlation(fixed.grid.size)
+        module: RegistrationModule = local_correlation(scans[0].grid.size)
     elif isinstance(model, RegistrationModule):
-        module = model
+        # the caller's module keeps its transformation and its terms
+        module = deepcopy(model) if transformation is not None or terms else model
     else:
         from dio_lightning.api import load
 
         module = load(model)
-    changed(module, transformation, terms)
-    return module.eval()
-
-
-def _labels(scans: tuple[Scan, Scan], *images: Image | None) -> tuple[Scan, Scan] | None:
-    """Label maps on the grids of their images.
-
-    Raises:
-        ValueError: if one is missing, lies on another grid, or holds what are no labels.
-    """
-    if all(image is None for image in images):
-        return None
-    if any(image is None for image in images):
-        raise ValueError("labels of one image alone are given, expected those of both or of none")
-    maps = tuple(Scan.of(cast(Image, image), name="a label map") for image in images)
-    for scan, label in zip(scans, maps, strict=True):
-        if not label.grid.like(scan.grid):
-            raise ValueError(f"{label.name} lies on another grid than {scan.name}, expected the same voxels")
-        low, high = float(label.values.min()), float(label.values.max())
-        if low < 0 or high > LARGEST or bool((label.values != label.values.round()).any()):
-            raise ValueError(
-                f"{label.name} has values from {low:g} to {high:g}, expected whole numbers up to {LARGEST} as labels"
-            )
-    return cast(tuple[Scan, Scan], maps)
-
-
-def _check_prompts(terms: Sequence[Term], labels: tuple[Scan, Scan] | None) -> None:
-    """Raises ValueError if a label is prompted that one of the maps does not have."""
-    for label in (label for term in terms if isinstance(term, LabelPrompt) for label in term.labels or ()):
-        for scan in labels or ():
-            if not bool((scan.values == label).any()):
-                raise ValueError(f"{scan.name} has no label {label}, which is to be matched")
-
-
-def _extras(scans: tuple[Scan, Scan], labels: tuple[Scan, Scan] | None, matrix: NDArray[np.float64]) -> Pair:
-    """What terms need besides the images, on the fixed grid."""
-    if labels is None:
-        return cast(Pair, {})
-    fixed, moving = labels
-    placed = seen_at(moving.values, moving.grid, matrix[None], scans[0].grid, "nearest")
-    return cast(Pair, {"fixed_label": fixed.values.to(torch.int16), "moving_label": placed.to(torch.int16)})
+    return changed(module, transformation, terms, any(scan.mask is not None for scan in scans)).eval()

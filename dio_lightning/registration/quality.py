@@ -6,10 +6,12 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from dio_lightning.fields import sample
-from dio_lightning.metrics import folds
-from dio_lightning.registration.grids import blurred, isotropic, seen_at
+from dio_lightning.metrics import regularity
+from dio_lightning.registration.grids import blurred, isotropic
 from dio_lightning.registration.scan import Scan
 from dio_lightning.registration.similarity import normalised_information
 from dio_lightning.transforms import Field, Inverse, Transform
@@ -34,6 +36,7 @@ class Quality:
         shifted: the highest with the warped image shifted a little (`SHIFT`): where it is right, that is much worse.
         scrambled: the highest with the warped image mirrored or shifted by a quarter: what chance gives.
         folds: percentage of voxels where the deformable part folds.
+        std_logj: standard deviation of the logarithm of the deformable part's Jacobian determinant.
         inverse_mm: mean distance between a point and where the inverse and then the transform take it.
     """
 
@@ -45,29 +48,44 @@ class Quality:
     shifted: float
     scrambled: float
     folds: float
+    std_logj: float
     inverse_mm: float
 
 
 def judge(fixed: Scan, moving: Scan, transform: Transform, inverse: Inverse) -> Quality:
-    """The quality of a transform from the fixed world to the moving one."""
+    """The quality of a transform from the fixed world to the moving one; what masks leave out has no say."""
     edge = float(((np.array(fixed.grid.size) - 1) * fixed.grid.spacing).max()) / VOXELS
     grid = isotropic(fixed.grid, max(edge, float(fixed.grid.spacing.min())))
-    image = seen_at(blurred(fixed, edge), fixed.grid, np.eye(4)[None], grid)
-    other = blurred(moving, edge)
-    places = moving.grid.voxels(transform.map(grid.points())).to(other)
-    warped = sample(other, places[None], padding="zeros")
-    before = seen_at(other, moving.grid, np.eye(4)[None], grid)
-    start, result = normalised_information(torch.cat([before, warped]), image).tolist()
-    chance = float(normalised_information(torch.cat(_scrambled(warped)), image).max())
+    points = grid.points()
+    image, counts = _looked_at(fixed, edge, points).split(1, 1)
+    before, warped = (_looked_at(moving, edge, at) for at in (points, transform.map(points)))
     shift = max(1, round(max(grid.size) / SHIFT))
-    near, shifted = (float(normalised_information(_shifted(warped, by), image).max()) for by in (1, shift))
-    inside = [x > x.mean() for x in (image, warped)]
+
+    def information(others: Tensor) -> Tensor:
+        """Of images with their masks."""
+        return normalised_information(others[:, :1], image, weights=others[:, 1:] * counts)
+
+    start, result = information(torch.cat([before, warped])).tolist()
+    chance = float(information(torch.cat(_scrambled(warped))).max())
+    near, shifted = (float(information(_shifted(warped, by)).max()) for by in (1, shift))
+    valid = (counts * warped[:, 1:]) > 0
+    inside = [(x > x[valid].mean()) & valid for x in (image, warped[:, :1])]
     total = int(inside[0].sum() + inside[1].sum())
     overlap = 2 * int((inside[0] & inside[1]).sum()) / max(total, 1)
-    folded = max((_folds(link) for link in _fields(transform)), default=0.0)
-    quality = Quality("good", "", overlap, result, start, shifted, chance, folded, inverse.mean)
+    regular = [_regularity(link) for link in _fields(transform)]
+    folded, spread = (max(values, default=0.0) for values in (zip(*regular, strict=True) if regular else ((), ())))
+    quality = Quality("good", "", overlap, result, start, shifted, chance, folded, spread, inverse.mean)
     verdict, sentence = _verdict(quality, near, float(grid.spacing[0]), shift * float(grid.spacing[0]))
     return replace(quality, verdict=verdict, sentence=sentence)
+
+
+def _looked_at(scan: Scan, edge: float, points: Float[Tensor, "3 *t"]) -> Float[Tensor, "1 2 *t"]:
+    """A blurred scan at points of its world, 0 beside it, and 1 where it counts; all counts without a mask."""
+    places = scan.grid.voxels(points).float()[None]
+    image = sample(blurred(scan, edge), places, padding="zeros")
+    if scan.mask is None:
+        return torch.cat([image, torch.ones_like(image)], 1)
+    return torch.cat([image, (sample((~scan.mask).float(), places, padding="zeros") < 0.5).float()], 1)
 
 
 def _verdict(q: Quality, near: float, voxel: float, shift: float) -> tuple[Verdict, str]:
@@ -101,8 +119,8 @@ def _verdict(q: Quality, near: float, voxel: float, shift: float) -> tuple[Verdi
     return "good", f"the images are alike ({q.information:.3f}, {same}) and overlap by {q.overlap:.2f}"
 
 
-def _shifted(image: torch.Tensor, by: int) -> torch.Tensor:
-    """The image (1, 1, *s) moved by voxels along each axis, either way: (2 d, 1, *s), 0 where it comes from outside."""
+def _shifted(image: Tensor, by: int) -> Tensor:
+    """The image (1, c, *s) moved by voxels along each axis, either way: (2 d, c, *s), 0 where it comes from outside."""
     moved = []
     for axis, sign in product(range(2, image.ndim), (1, -1)):
         rest = image.shape[axis] - by
@@ -112,7 +130,7 @@ def _shifted(image: torch.Tensor, by: int) -> torch.Tensor:
     return torch.cat(moved)
 
 
-def _scrambled(image: torch.Tensor) -> list[torch.Tensor]:
+def _scrambled(image: Tensor) -> list[Tensor]:
     """The image mirrored along every two axes or more, and shifted round by a quarter along each."""
     axes = range(2, image.ndim)
     sets = [[a for a, on in zip(axes, chosen, strict=True) if on] for chosen in product((0, 1), repeat=len(axes))]
@@ -125,9 +143,10 @@ def _fields(transform: Transform) -> list[Field]:
     return [link for link in getattr(transform, "links", [transform]) if isinstance(link, Field)]
 
 
-def _folds(field: Field) -> float:
-    """Percentage of the voxels of a field where it folds."""
+def _regularity(field: Field) -> tuple[float, float]:
+    """Percentage of the voxels of a field where it folds, and the spread of the logarithm of its determinant."""
     d = len(field.grid.size)
     at = field.grid.points()
     u = field.grid.voxels(at + field.displacement.to(at)) - field.grid.voxels(at)
-    return folds(u[None, :d], 0).item()
+    scores = regularity(u[None, :d], 0)
+    return scores.folds.item(), scores.std_logj.item()

@@ -1,35 +1,30 @@
 """What comes out of a registration: a transform, and what it makes of images, labels and points."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import ArrayLike, NDArray
 
-from dio_lightning.files import expect_free, replacing, write_atomic
+from dio_lightning.files import expect_free, replacing_all, write_atomic
 from dio_lightning.headers import Header, header_of, read_header
+from dio_lightning.registration.outputs import OTHERS, Outputs
 from dio_lightning.registration.quality import Quality
 from dio_lightning.registration.scan import Image, Scan
 from dio_lightning.scores.summary import versions
-from dio_lightning.transforms import Affine, Chain, Field, Inverse, warp_image, warp_points, write_transform
+from dio_lightning.transforms import Chain, Inverse, warp_image, warp_points, write_transform
+from dio_lightning.transforms.files import Format
 from dio_lightning.transforms.resampling import Mode
 from dio_lightning.volume_files import save_volume
 
-FILES = (
-    "warped.nii.gz",
-    "transform.h5",
-    "inverse.h5",
-    "affine.tfm",
-    "displacement.nii.gz",
-    "picture.png",
-    "report.json",
-)
-"""What `Registration.save` writes; the displacement only where something was deformed."""
+Examine = Callable[[Path, Path], Mapping[str, Any]]
+"""What looks at a written transform and a warped image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,55 +80,83 @@ class Registration:
         return warp_points(points, self.transform, to).points
 
     def report(self) -> dict[str, Any]:
-        """All that is known of it, ready for JSON."""
-        quality = {key: _plain(value) for key, value in asdict(self.quality).items()}
+        """All that is known of it, ready for JSON: what is no finite number is null."""
         inverse = {"mean_mm": self.back.mean, "largest_mm": self.back.largest, "covered": self.back.covered}
         files = {"fixed": self.fixed.name, "moving": self.moving.name}
-        return {**files, **self.details, "quality": quality, "inverse": inverse, "versions": versions()}
+        return _plain(
+            {**files, **self.details, "quality": asdict(self.quality), "inverse": inverse, "versions": versions()}
+        )
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> list[Path]:
-        """Write warped.nii.gz, transform.h5, inverse.h5, affine.tfm, displacement.nii.gz and report.json.
+    def save(
+        self,
+        to: str | Path | Outputs,
+        overwrite: bool = False,
+        *,
+        passengers: Mapping[Path, Callable[[Path], object]] | None = None,
+        notes: Mapping[str, Any] | None = None,
+        examine: Examine | None = None,
+    ) -> list[Path]:
+        """Write warped.nii.gz, transform.h5, inverse.h5, affine.tfm, displacement.nii.gz, picture.png and report.json.
 
         Transforms are ITK's: SimpleITK, ANTs and Slicer read them. affine.tfm and displacement.nii.gz are the two parts
-        of transform.h5; the second is there where something was deformed.
+        of transform.h5; the second is there where something was deformed. Several fields in a row are one there,
+        sampled on the fixed grid; where a field follows an affine, as it may after a transform to start from, all of it
+        is in the displacement, and the affine is the identity. All of the files are written, or none.
+
+        Args:
+            to: a folder, or names of the files.
+            overwrite: replace files that are there.
+            passengers: what writes further files, by their paths; each is given a path to write to.
+            notes: what the report says besides.
+            examine: is given the written transform and warped image before they take their places; what it says of them
+                is the report's "export".
+
+        Returns:
+            The files.
 
         Raises:
             FileExistsError: if one of the files is there and may not be replaced.
             OSError: if the folder cannot be written to.
         """
-        folder = Path(folder)
-        fields = [link for link in self.transform.links if isinstance(link, Field)]
-        paths = {name: folder / name for name in FILES if fields or name != "displacement.nii.gz"}
-        expect_free(list(paths.values()), overwrite)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_image(paths["warped.nii.gz"], self.warp())
-        affines = Chain([link for link in self.transform.links if isinstance(link, Affine)])
-        both = self.fixed.grid, self.moving.grid
-        write_transform(paths["transform.h5"], self.transform, *both, overwrite=True)
-        write_transform(paths["inverse.h5"], self.inverse, self.moving.grid, self.fixed.grid, overwrite=True)
-        write_transform(paths["affine.tfm"], affines.merged(), *both, overwrite=True)
-        if fields:
-            write_transform(paths["displacement.nii.gz"], Chain(fields), *both, overwrite=True)
-        self._draw(paths["picture.png"])
-        write_atomic(paths["report.json"], json.dumps(self.report(), indent=2) + "\n")
-        return list(paths.values())
+        outputs, passengers = to if isinstance(to, Outputs) else Outputs.in_folder(Path(to)), passengers or {}
+        fields, _ = self.transform.fields_and_affine()
+        paths = {what: path for what, path in outputs.paths.items() if fields.links or what != "displacement"}
+        files = [*paths.values(), *passengers, *outputs.beside]
+        expect_free([*outputs.all, *passengers], overwrite)
+        # the report comes last to its place
+        with replacing_all([outputs.report, *(path for path in files if path != outputs.report)]) as temporary:
+            self._write({what: temporary[path] for what, path in paths.items()})
+            for path, write in passengers.items():
+                write(temporary[path])
+            for path, text in outputs.beside.items():
+                temporary[path].write_text(text, encoding="utf-8")
+            written: dict[str, Any] = {what: path.name for what, path in paths.items()}
+            written["passengers"] = [path.name for path in passengers]
+            report = {**self.report(), **(notes or {}), "files": written}
+            if examine is not None:
+                report["export"] = examine(temporary[paths["transform"]], temporary[paths["warped"]])
+            temporary[outputs.report].write_text(json.dumps(_plain(report), indent=2) + "\n", encoding="utf-8")
+        for path in {*outputs.paths.values()} - {*files}:
+            path.unlink(missing_ok=True)  # of an earlier result, to whose affine it belonged
+        for path, text in outputs.shared.items():
+            if not path.exists():
+                write_atomic(path, text)
+        return files
 
-    def _draw(self, path: Path) -> None:
-        """A slice of both images, before and after, as the panels of a test."""
-        import torch
+    def _write(self, paths: Mapping[str, Path]) -> None:
+        """Images and transforms, by what they are."""
+        from dio_lightning.registration.picture import draw
 
-        from dio_lightning.callbacks.drawing import draw
-        from dio_lightning.callbacks.panels import cut
-        from dio_lightning.pair import Pair
-        from dio_lightning.registration.grids import seen_at
-
-        image = seen_at(self.moving.normalised, self.moving.grid, np.eye(4)[None], self.fixed.grid)
-        affine = torch.from_numpy(self.fixed.grid.affine)[None]
-        u = self.transform.on_grid(self.fixed.grid.size, self.fixed.grid.affine).float()
-        pair = Pair(fixed=self.fixed.normalised, moving=image, affine=affine)
-        figure = draw(cut(pair, u, 0, 1), f"{Path(self.moving.name).name} onto {Path(self.fixed.name).name}")
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=110)
+        fixed, moving = self.fixed.grid, self.moving.grid
+        fields, affine = self.transform.fields_and_affine()
+        written = {"transform": self.transform, "affine": affine, "displacement": fields}
+        written |= dict.fromkeys(OTHERS, self.transform)
+        save_image(paths["warped"], self.warp())
+        write_transform(paths["inverse"], self.inverse, moving, fixed, overwrite=True)
+        for what in written.keys() & paths.keys():
+            format = cast(Format, what if what in OTHERS else "itk")
+            write_transform(paths[what], written[what], fixed, moving, format, overwrite=True)
+        draw(paths["picture"], self.fixed, self.moving, self.transform)
 
     def _header(self, image: Image | None, affine: NDArray | None) -> Header:
         if image is None:
@@ -149,8 +172,15 @@ class Registration:
         return header_of(Nifti1Image(values, self.moving.grid.affine if affine is None else affine), Path("the image"))
 
 
-def _plain(value: object) -> object:
-    return float(value) if isinstance(value, float | np.floating) else value
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A value as JSON has it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value
 
 
 def save_image(path: Path, image: Nifti1Image) -> None:

@@ -1,22 +1,20 @@
 """An image and where it lies: whatever a user has, checked before anything is done with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dio_lightning.errors import times
 from dio_lightning.headers import Header, header_of, read_header
+from dio_lightning.registration.images import check_header, checked_values
 from dio_lightning.transforms import ImageGrid
 
-SHORTEST = 4
-"""Voxels that an axis has at least."""
 Image = str | Path | SpatialImage | NDArray | Tensor
 """What is taken for an image: a file, a nibabel image, or values."""
 
@@ -30,26 +28,29 @@ class Scan:
         grid: its voxels in the world, RAS millimetres.
         header: of its file or nibabel image, in whose type results are stored; None for bare values.
         name: what sentences call it.
+        mask: (1, 1, *s) bool, which of its voxels count; None: all of them.
     """
 
     values: Float[Tensor, "1 1 *s"]
     grid: ImageGrid
     header: Header | None
     name: str
+    mask: Bool[Tensor, "1 1 *s"] | None = None
 
     @classmethod
-    def of(cls, image: Image, affine: NDArray | None = None, name: str = "the image") -> "Scan":
+    def of(cls, image: Image, affine: NDArray | None = None, name: str = "the image", contrast: bool = True) -> "Scan":
         """A scan of a file, of a nibabel image, or of values (*s) with an affine.
 
         Args:
             image: of two or three dimensions, in any orientation, type and unit.
             affine: (4, 4), voxels to RAS millimetres, for bare values alone; None: voxels of 1 mm.
             name: what sentences call it where it has no file.
+            contrast: whether it may not be the same everywhere.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: if it is no image of real, finite numbers in two or three dimensions, is constant, or does not
-                say where it lies.
+            ValueError: if it is no image of real, finite numbers in two or three dimensions, has no contrast, or does
+                not say where it lies.
         """
         if isinstance(image, SpatialImage | str | Path):
             if affine is not None:
@@ -57,15 +58,46 @@ class Scan:
             header = header_of(image, Path(name)) if isinstance(image, SpatialImage) else read_header(Path(image))
             name = str(header.path)
             check_header(header, name)
-            return cls(_checked(header.values(), name), ImageGrid.of(header), header, name)
+            return cls(_checked(header.values(), name, contrast), ImageGrid.of(header), header, name)
         values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
         matrix = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
-        return cls(_checked(values, name), ImageGrid(values.shape, matrix), None, name)
+        return cls(_checked(values, name, contrast), ImageGrid(values.shape, matrix), None, name)
+
+    def companion(self, image: Image, name: str, contrast: bool = True) -> "Scan":
+        """What lies on the same voxels, such as a label map or a mask; bare values lie where this image does.
+
+        Raises:
+            FileNotFoundError, ValueError: as `of`, and if it lies on another grid.
+        """
+        bare = not isinstance(image, SpatialImage | str | Path)
+        other = Scan.of(image, self.grid.affine if bare else None, name, contrast)
+        if not other.grid.like(self.grid):
+            raise ValueError(f"{other.name} lies on another grid than {self.name}, expected the same voxels")
+        return other
+
+    def masked(self, image: Image) -> "Scan":
+        """The scan with a mask: where the image is not 0, voxels count.
+
+        Raises:
+            FileNotFoundError, ValueError: if it is no image on the same voxels, holds none of them, or holds only such
+                where this image is the same.
+        """
+        mask = self.companion(image, f"the mask of {self.name}", contrast=False)
+        inside = mask.values != 0
+        if not bool(inside.any()):
+            raise ValueError(f"{mask.name} is 0 everywhere, expected other numbers where {self.name} counts")
+        counted = self.values[inside]
+        if counted.min() == counted.max():
+            raise ValueError(f"{self.name} is {counted[0]:g} wherever {mask.name} holds it, expected some contrast")
+        return replace(self, mask=inside)
 
     @cached_property
     def normalised(self) -> Float[Tensor, "1 1 *s"]:
-        """Intensities between 0 and 1: from the 0.5 % to the 99.5 % quantile of the values above the least."""
-        flat = self.values.flatten().numpy()
+        """Intensities between 0 and 1: from the 0.5 % to the 99.5 % quantile of the values above the least.
+
+        Of a masked scan the values that count say which those are.
+        """
+        flat = (self.values.flatten() if self.mask is None else self.values[self.mask]).numpy()
         low = float(np.quantile(flat, 0.005))
         inside = flat[flat > low]
         high = float(np.quantile(inside if len(inside) else flat, 0.995))
@@ -74,36 +106,5 @@ class Scan:
         return ((self.values - low) / (high - low)).clamp(0, 1)
 
 
-def check_header(header: Header, name: str) -> None:
-    """Raises ValueError if the header is not that of a scan."""
-    if header.dtype.kind not in "iuf":
-        raise ValueError(f"{name} holds {header.dtype}, expected real numbers, one a voxel")
-    if header.dimension not in (2, 3):
-        shape = times(header.stored_shape)
-        raise ValueError(f"{name} has {header.dimension} dimensions ({shape}), expected one image of 2 or 3")
-    if header.cut_off:
-        raise ValueError(f"{name} cannot be read to its end ({header.cut_off}), expected a whole image")
-    if not header.invertible:
-        raise ValueError(f"{name} has an affine that is not invertible, expected one that says where it lies")
-
-
-def _checked(values: NDArray, name: str) -> Float[Tensor, "1 1 *s"]:
-    """Values (*s) as a tensor, if they are those of a scan."""
-    if values.dtype.kind not in "iufb":
-        raise ValueError(f"{name} holds {values.dtype}, expected real numbers, one a voxel")
-    if values.ndim not in (2, 3):
-        raise ValueError(f"{name} has {values.ndim} dimensions ({times(values.shape)}), expected one image of 2 or 3")
-    if min(values.shape) < SHORTEST:
-        short = int(np.argmin(values.shape))
-        raise ValueError(
-            f"{name} has {times(values.shape)} voxels, expected at least {SHORTEST} along axis {short}; a plane is an "
-            "image of two dimensions"
-        )
-    wrong = int((~np.isfinite(values)).sum()) if values.dtype.kind == "f" else 0
-    if wrong:
-        raise ValueError(f"{name} has {wrong} values that are NaN or infinite, expected finite ones")
-    # huge integers and doubles keep their contrast, not their zero
-    floats = np.ascontiguousarray((values.astype(np.float64)).astype(np.float32))
-    if not floats.size or floats.min() == floats.max():
-        raise ValueError(f"{name} is {floats.flat[0]:g} everywhere, expected an image with some contrast")
-    return torch.from_numpy(floats)[None, None]
+def _checked(values: NDArray, name: str, contrast: bool) -> Float[Tensor, "1 1 *s"]:
+    return torch.from_numpy(checked_values(values, name, contrast))[None, None]

@@ -1,13 +1,14 @@
 """Where a rigid or affine stage may start: the identity, centres, moments, and turns about the fixed image's axes."""
 
 from itertools import product
-from math import cos, radians, sin
+from math import cos, prod, radians, sin
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dio_lightning.registration.grids import body_axes, seen_at
+from dio_lightning.implicit.batch import spread
+from dio_lightning.registration.grids import body_axes, counted, seen_at
 from dio_lightning.registration.scan import Scan
 from dio_lightning.registration.similarity import normalised_information
 from dio_lightning.transforms import Affine, ImageGrid
@@ -15,6 +16,8 @@ from dio_lightning.transforms import Affine, ImageGrid
 Matrices = NDArray[np.float64]
 """(n, 4, 4), RAS millimetres of the fixed world to those of the moving one."""
 BATCH = 16
+LEAST = 0.1
+"""Share of what counts of either image that has to count in both."""
 TURNS = (-30.0, -15.0, 0.0, 15.0, 30.0)
 """Degrees about each axis."""
 
@@ -41,24 +44,56 @@ def best_starts(
     all_starts: Matrices,
     keep: int,
     apart: float,
+    counts: torch.Tensor | None = None,
 ) -> Matrices:
     """Those of the highest information that take the grid's corners `apart` mm from one another, on average."""
     places, kept = [Affine(matrix).map(grid.corners) for matrix in all_starts], list[int]()
-    for index in np.argsort(-information(fixed, grid, blurred, moving, all_starts)):
+    for index in np.argsort(-information(fixed, grid, blurred, moving, all_starts, counts)):
         if all((places[index] - places[other]).norm(dim=0).mean() > apart for other in kept):
             kept.append(int(index))
-    return all_starts[kept[:keep]]
+        if len(kept) == keep:
+            break
+    return all_starts[kept]
 
 
 def information(
-    fixed: torch.Tensor, grid: ImageGrid, blurred: torch.Tensor, moving: Scan, matrices: Matrices
+    fixed: torch.Tensor,
+    grid: ImageGrid,
+    blurred: torch.Tensor,
+    moving: Scan,
+    matrices: Matrices,
+    counts: torch.Tensor | None = None,
 ) -> NDArray[np.float64]:
-    """Normalised mutual information of the fixed image and the moving one under each matrix."""
-    parts = [
-        normalised_information(seen_at(blurred, moving.grid, matrices[i : i + BATCH], grid), fixed)
-        for i in range(0, len(matrices), BATCH)
-    ]
+    """Normalised mutual information of the fixed image and the moving one under each matrix.
+
+    Of what counts of the fixed image, (1, 1, *s), and of the moving one; 1 where less is left than a tenth of what
+    counts of either.
+    """
+    parts, least = [], LEAST * min(1.0 if counts is None else float(counts.mean()), _extent(moving, grid))
+    for some in (matrices[i : i + BATCH] for i in range(0, len(matrices), BATCH)):
+        weights = weights_of(counts, counted(moving, some, grid))
+        image = seen_at(blurred, moving.grid, some, grid)
+        if weights is None:
+            parts.append(normalised_information(image, fixed))
+            continue
+        weights = weights.expand_as(image)
+        few = weights.flatten(1).mean(1) < least
+        weights = torch.where(spread(few, weights), 1, weights)
+        parts.append(torch.where(few, 1.0, normalised_information(image, fixed, weights=weights)))
     return torch.cat(parts).numpy()
+
+
+def _extent(scan: Scan, grid: ImageGrid) -> float:
+    """What counts of a scan as a share of the extent of a grid."""
+    if scan.mask is None:
+        return 1.0
+    return float(scan.mask.sum()) * float(np.prod(scan.grid.spacing)) / float(np.prod(grid.spacing * grid.size))
+
+
+def weights_of(*counts: torch.Tensor | None) -> torch.Tensor | None:
+    """Where several images count at once; None: wherever they are."""
+    given = [each for each in counts if each is not None]
+    return prod(given[1:], start=given[0]) if given else None
 
 
 def _turns(axes: NDArray, d: int, degrees: tuple[float, ...]) -> list[NDArray[np.float64]]:
@@ -78,7 +113,9 @@ def rotation(a: float, b: float, c: float) -> NDArray[np.float64]:
 def _mass(scan: Scan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centre (3,) and second moments (3, 3) of what is brighter than the mean, in mm."""
     image = scan.normalised[0, 0]
-    inside = image > image.mean()
+    inside = image > (image.mean() if scan.mask is None else image[scan.mask[0, 0]].mean())
+    if scan.mask is not None:
+        inside &= scan.mask[0, 0]
     points = scan.grid.points()[:, inside]
     return points.mean(1).numpy(), torch.cov(points).numpy()
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 from jaxtyping import Float
@@ -70,3 +71,15 @@ class Chain(Transform):
             else:
                 links.append(link)
         return Chain(links)
+
+    def fields_and_affine(self) -> "tuple[Chain, Chain]":
+        """The same map as fields, followed by one affine.
+
+        Where a field follows an affine, both are among the fields, and the affine is the identity.
+        """
+        links = self.merged().links
+        fields = list(takewhile(lambda link: not isinstance(link, Affine), links))
+        rest = links[len(fields) :]
+        if len(rest) > 1:
+            fields, rest = [*links], []
+        return Chain(fields), Chain([Affine(np.eye(4)), *rest]).merged()

@@ -11,6 +11,13 @@ from dio_lightning.fields import sample
 from dio_lightning.implicit import Anderson, PhantomAdjoint, Residual, fixed_point
 from dio_lightning.transforms.world import ImageGrid, linear
 
+TOGETHER = 12
+"""Steps that all points take together; those that are not there yet go on alone."""
+LATE = 1e-5
+"""In voxels of the field: a point that is further off is not there yet."""
+CHUNK = 2**17
+"""Points that go on alone at a time."""
+
 
 class InverseField(NamedTuple):
     """A displacement w on a grid with y + w(y) + v(y + w(y)) ≈ y, and how far it is from that."""
@@ -30,11 +37,25 @@ def inverse_displacement(v: Float[Tensor, "3 *s"], own: ImageGrid, grid: ImageGr
     Where y comes from beside v's grid no inverse may exist: w goes on there as if v had the values of its border.
     """
     at = grid.points()
-    w = origins(v, own, at[None], v.dtype)[0]
+    w = origins(v, own, at[None], v.dtype, TOGETHER)[0]
     covered = own.contains(at + w)
-    missed = (w + sample(v[None], own.voxels(at + w)[None])[0]).norm(dim=0)[covered]
+    missed = torch.where(covered, _missed(v, own, at, w), 0)
+    # few points take long, and all would wait for them
+    for late in (missed > LATE * float(own.spacing.min())).nonzero().split(CHUNK):
+        index = (slice(None), *late.T)
+        alone = origins(v, own, at[index].T[:, :, None])[:, :, 0].T.to(w)
+        rest = torch.where(own.contains(at[index] + alone), _missed(v, own, at[index], alone), torch.inf)
+        better = rest < missed[index[1:]]
+        w[index] = torch.where(better, alone, w[index])
+        missed[index[1:]] = torch.where(better, rest, missed[index[1:]])
+    missed = missed[covered]
     mean, largest = (float(missed.mean()), float(missed.max())) if len(missed) else (0.0, 0.0)
     return InverseField(w.to(v.dtype), mean, largest, float(covered.double().mean()))
+
+
+def _missed(v: Tensor, own: ImageGrid, at: Tensor, w: Tensor) -> Tensor:
+    """Millimetres between points (3, *t) and where w and then v take them."""
+    return (w + sample(v[None], own.voxels(at + w)[None])[0]).norm(dim=0)
 
 
 def origins(

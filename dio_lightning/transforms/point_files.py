@@ -64,6 +64,20 @@ def read_points(path: Path) -> PointFile:
         raise ValueError(f"{path} {why.splitlines()[0]}") from error
 
 
+def coordinates_of(file: PointFile, path: Path, asked: Coordinates | None) -> Coordinates:
+    """What the numbers of a file are: what the file says, or else what is asked for.
+
+    Raises:
+        ValueError: if neither says it, or they contradict each other.
+    """
+    if file.coordinates is not None and asked not in (None, file.coordinates):
+        raise ValueError(f"{path} says that it is in {file.coordinates}, --coordinates {asked}")
+    coordinates = file.coordinates or asked
+    if coordinates is None:
+        raise ValueError(f"{path} does not say what its numbers are: name it with --coordinates ras|lps|voxels")
+    return coordinates
+
+
 def to_world(values: NDArray[np.float64], coordinates: Coordinates, grid: ImageGrid | None) -> NDArray[np.float64]:
     """Values of a file in RAS millimetres; voxels of `grid` have three coordinates there, on a plane too."""
     d = values.shape[1]

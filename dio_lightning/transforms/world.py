@@ -78,11 +78,11 @@ class ImageGrid:
         # rounding must not put the edge of the last voxels outside
         return ((at >= -0.5 - 1e-9) & (at <= column(np.array(self.size) - 0.5 + 1e-9, at))).all(0)
 
-    def like(self, other: "ImageGrid") -> bool:
-        """Whether both have the same voxels at the same places, to 1e-4 voxels."""
+    def like(self, other: "ImageGrid", tolerance: float = ALIKE) -> bool:
+        """Whether both have the same voxels at the same places, to this many voxels."""
         if self.size != other.size:
             return False
-        return float((self.corners - other.corners).abs().max()) <= ALIKE * float(self.spacing.min())
+        return float((self.corners - other.corners).abs().max()) <= tolerance * float(self.spacing.min())
 
 
 def to_world(voxels: Float[Tensor, "d *t"], affine: NDArray) -> Float[Tensor, "3 *t"]:

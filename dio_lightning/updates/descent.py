@@ -5,7 +5,7 @@ The settings are a frozen value; `on` binds them to a level and returns f, which
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import isfinite, prod
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from dio_lightning.implicit import Update
 from dio_lightning.implicit.batch import norm, spread
 from dio_lightning.level import Level
-from dio_lightning.losses import Diffusion, FeatureDistance, Term
+from dio_lightning.losses import Diffusion, FeatureDistance, FeatureSimilarity, Term
 from dio_lightning.losses.distance import Matched
 from dio_lightning.losses.term import Energy, Slope
 from dio_lightning.transformations import Transformation
@@ -44,6 +44,7 @@ class SmoothedRule(UpdateRule):
     sigma: float
     regularity: float
     terms: Sequence[Term]
+    masked: bool
 
     def __post_init__(self) -> None:
         if not all(isfinite(x) and x >= 0 for x in (self.sigma, self.regularity)):
@@ -67,6 +68,8 @@ class Descent(SmoothedRule):
             rate as many times larger as there are voxels: its gradient is a mean already.
         terms: what is descended on besides: regularisers, prompts, similarities of the images.
         distance: E; by default `FeatureDistance`, whatever the terms are.
+        masked: leave out of what compares images the voxels that the pair's masks do not hold: those of fixed_mask on
+            the fixed grid, and those that u leads out of moving_mask, which goes along with the moving image.
     """
 
     sigma: float = 1.0
@@ -74,14 +77,23 @@ class Descent(SmoothedRule):
     normalise: bool = True
     terms: Sequence[Term] = ()
     distance: Term | None = None
+    masked: bool = field(default=False, kw_only=True)
 
     def on(self, level: Level, transformation: Transformation) -> "BoundDescent":
         """The update for this level.
 
         Raises:
-            ValueError: if the level lacks what a term needs, such as labels.
+            ValueError: if the level lacks what a term needs, such as labels, or masks, or if a term takes no masks.
         """
-        return BoundDescent(self, level, transformation)
+        self.check_masks()
+        return BoundDescent(self, replace(level, masked=True) if self.masked else level, transformation)
+
+    def check_masks(self) -> None:
+        """Raises ValueError if voxels are to be left out, but a term that compares images cannot do so."""
+        for term in self.energy if self.masked else ():
+            if term.compares and not term.maskable:
+                named = term.similarity if isinstance(term, FeatureSimilarity) else term
+                raise ValueError(f"{type(named).__name__} cannot leave out what masks leave out")
 
     @property
     def energy(self) -> tuple[Term, ...]:
@@ -134,7 +146,7 @@ class BoundDescent:
     def _total(self, u: Tensor, first: Slope) -> Tensor:
         """The sum of all terms' slopes, given energy and slope of the first; keeps the sum of energies."""
         slopes = ((i, first if i == 0 else part.slope(u)) for i, part in enumerate(self.parts))
-        quieted = ((self.terms[i].weight, value, self.quiet(slope, i)) for i, (value, slope) in slopes)
+        quieted = ((self.terms[i].weight, value, self.quiet(slope, i, value)) for i, (value, slope) in slopes)
         self.energy, total = self._sum(u, quieted)
         return total
 
@@ -147,8 +159,12 @@ class BoundDescent:
 
         def gradient(z: Tensor, parts: Sequence[Energy], rests: bool) -> Tensor:
             def slope(u: Tensor) -> Tensor:
-                chosen = [(t.weight, part) for t, part in zip(self.terms, parts, strict=True) if _rests(t) == rests]
-                energy, total = self._sum(u, ((weight, *part.slope(u)) for weight, part in chosen), not rests)
+                chosen = [i for i, term in enumerate(self.terms) if _rests(term) == rests]
+                slopes = ((i, *parts[i].slope(u)) for i in chosen)
+                quieted = (
+                    (self.terms[i].weight, v, slope if rests else self.quiet(slope, i, v)) for i, v, slope in slopes
+                )
+                energy, total = self._sum(u, quieted, not rests)
                 energies.append(energy)
                 return total
 
@@ -187,20 +203,24 @@ class BoundDescent:
             energy, total = energy + weight * voxels * value.detach(), total + weight * slope
         return energy, total
 
-    def quiet(self, slope: Float[Tensor, "b d *s"], part: int = 0) -> Float[Tensor, "b d *s"]:
+    def quiet(self, slope: Float[Tensor, "b d *s"], part: int, value: Float[Tensor, " b"]) -> Float[Tensor, "b d *s"]:
         """The slope, but zero for a sample where images that agree have as large a one: that is no direction.
 
         The fixed features beside themselves have a slope of rounding, and, where a similarity counts windows of little
         contrast as uncorrelated, one towards more contrast. Solvers that divide by the gradient's size would
-        follow it all the same. A slope that is differentiated stays as it is.
+        follow it all the same. Where a term does not rest at agreement (`Term.rests`), its value says whether the
+        images agree. A slope that is differentiated stays as it is.
         """
-        if torch.is_grad_enabled() or not _rests(self.terms[part]):
+        term = self.terms[part]
+        if torch.is_grad_enabled() or not term.compares:
             return slope
         if part not in self._least:
-            agreed = self.terms[part].on(self.level.agreeing).slope(torch.zeros_like(slope))[1]
-            self._least[part] = AGREED * norm(agreed)
+            agreeing = term.on(self.level.agreeing)
+            zero = torch.zeros_like(slope)
+            self._least[part] = AGREED * norm(agreeing.slope(zero)[1]) if term.rests else agreeing.value(zero)
         # so written that NaN stays NaN
-        return torch.where(spread(norm(slope) <= self._least[part], slope), 0, slope)
+        agreed = (norm(slope) if term.rests else value) <= self._least[part]
+        return torch.where(spread(agreed, slope), 0, slope)
 
 
 def _rests(term: Term) -> bool:

@@ -38,6 +38,8 @@ class GaussNewton(Descent):
             raise ValueError("GaussNewton has no scale to leave out: normalise must be true, False is for Descent")
         if self.distance is not None and not isinstance(self.distance, FeatureDistance):
             raise ValueError(f"GaussNewton takes its blocks from FeatureDistance, not {type(self.distance).__name__}")
+        if self.masked:
+            raise ValueError("GaussNewton leaves no voxels out of its blocks: masked is for Descent")
         if self.damping <= 0 or self.residual_damping < 0 or self.max_step <= 0:
             raise ValueError(
                 f"damping is {self.damping}, residual_damping {self.residual_damping}, max_step {self.max_step}: "

@@ -1,7 +1,7 @@
 """Classical registration by any image similarity: f is one smoothed descent step on it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -24,6 +24,7 @@ class ImageDescent(SmoothedRule):
         sigma: smoothing S_σ of the gradient, in voxels of the level.
         regularity: λ.
         terms: what is descended on besides; see `Descent`.
+        masked: see `Descent`.
 
     Raises:
         ValueError: if sigma or regularity is negative.
@@ -33,8 +34,14 @@ class ImageDescent(SmoothedRule):
     sigma: float = 1.0
     regularity: float = 0.0
     terms: Sequence[Term] = ()
+    masked: bool = field(default=False, kw_only=True)
 
     def on(self, level: Level, transformation: Transformation) -> BoundDescent:
         """The update for these images, or feature maps."""
+        return self.descent.on(level, transformation)
+
+    @property
+    def descent(self) -> Descent:
+        """The same as a `Descent`."""
         distance = FeatureSimilarity(self.similarity)
-        return Descent(self.sigma, self.regularity, terms=self.terms, distance=distance).on(level, transformation)
+        return Descent(self.sigma, self.regularity, terms=self.terms, distance=distance, masked=self.masked)

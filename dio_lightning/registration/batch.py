@@ -1,0 +1,229 @@
+"""`dio-lightning register --csv`: all pairs of a table, one after another or in several processes."""
+
+import argparse
+import csv
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from dio_lightning.errors import debugging, fail, user_message
+from dio_lightning.files import write_atomic
+from dio_lightning.registration.command import FAILED, arguments_of
+from dio_lightning.registration.interrupts import TERMINATED, end
+from dio_lightning.registration.progress import Progress, progress
+from dio_lightning.registration.single import check_folder, single
+
+COLUMNS = ("pair", "fixed", "moving", "verdict", "sentence", "information", "overlap", "folds", "inverse_mm")
+SCORES = ("dice", "tre")
+"""Columns of tables with label maps, or landmarks, of both images."""
+RESULTS = "results.csv"
+Row = dict[str, object]
+
+
+def batch(options: argparse.Namespace) -> None:
+    """Register every pair of the table; exits with code 3 if one has failed.
+
+    What is wrong with any of them is said before the first begins. A pair whose report.json is of the same files and
+    settings is skipped; the failure of one stops no other.
+
+    Raises:
+        FileNotFoundError, FileExistsError, ValueError: if nothing could be begun.
+    """
+    if not options.csv.is_file():
+        raise FileNotFoundError(f"{options.csv} does not exist, expected a table of pairs")
+    with progress(silent=options.quiet or options.json) as shown:
+        shown.stage("reading the table")
+        from dio_lightning.registration.table import Task, tasks_of
+
+        check_folder(options.out)
+        tasks, faults = tasks_of(options)
+        earlier = {task.name: task.report for task in tasks} if not options.overwrite else {}
+        before = {task.name: report for task in tasks if (report := earlier.get(task.name)) is not None}
+        faults += [
+            f"{task.outputs.report} is of other files or settings, expected --overwrite or another --out"
+            for task in tasks
+            if task.name in before and task.of_others(before[task.name])
+        ]
+        _stop(faults)
+        worker = Worker(tasks[0].options)
+        table = Table(options.out / RESULTS, tasks, options.overwrite)
+        shown.total(len(tasks))
+        for task in tasks:
+            if task.name in before:
+                table.add(row := _row(task, before[task.name]))
+                shown.ended(f"{task.name}: {row['verdict']}, done before")
+        todo: list[Task] = [task for task in tasks if task.name not in before]
+        for task, report in _inline(worker, todo, shown) if options.jobs == 1 else spread(todo, options.jobs):
+            table.add(row := _row(task, report))
+            shown.ended(f"{task.name}: {row['verdict']}: {row['sentence']}")
+    table.say(options)
+
+
+class Worker:
+    """What does one pair after another, with a model that is loaded once.
+
+    Args:
+        options: those of one pair; what is of the pair alone does not count.
+
+    Raises:
+        FileNotFoundError, ValueError: if the options cannot be followed, whatever the pair.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from dio_lightning.registration.deformable import changed, local_correlation
+        from dio_lightning.registration.pipeline import check_stages, device_of
+
+        arguments = arguments_of(options)
+        about = {name: arguments[name] or None for name in ("model", "transformation", "terms")}
+        check_stages(arguments["stages"], about)
+        device_of(options.device)
+        if options.check_export:
+            from dio_lightning.registration.export import simple_itk
+
+            simple_itk()
+        self.module = None
+        if options.model is not None:
+            from dio_lightning.api import load
+
+            self.module = load(options.model)
+        method = local_correlation((64, 64, 64)) if self.module is None else deepcopy(self.module)
+        changed(method, arguments["transformation"], arguments["terms"])
+
+    def __call__(self, task: Any, shown: Progress) -> Mapping[str, Any] | str:  # noqa: ANN401
+        """The report of a task, or why it has none."""
+        shown.pair(task.name)
+        notes = {"pair": task.name, "fingerprint": task.fingerprint}
+        arguments = {"outputs": task.outputs, "module": self.module, "notes": notes, "scores": task.truth.scores}
+        try:
+            return single(task.options, shown, **arguments).report
+        except Exception as error:
+            if debugging():
+                raise
+            return user_message(error) or f"{type(error).__name__}: {error}"
+
+
+class Table:
+    """results.csv, written anew as each pair ends.
+
+    Args:
+        path: of the file.
+        tasks: the pairs, in the order of its rows.
+        overwrite: replace a file that is not of ours.
+
+    Raises:
+        FileExistsError: if such a file is there.
+    """
+
+    def __init__(self, path: Path, tasks: Sequence[Any], overwrite: bool) -> None:
+        self.path, self._order = path, {task.name: index for index, task in enumerate(tasks)}
+        scores = [name for name, given in zip(SCORES, ("labels", "points"), strict=True) if _any(tasks, given)]
+        self._columns, self.rows = [*COLUMNS, *scores, "seconds"], list[Row]()
+        if path.is_file() and not overwrite and not path.read_text(errors="replace").startswith("pair,fixed,moving,"):
+            raise FileExistsError(f"{path} exists and is no table of register: give --overwrite")
+
+    def add(self, row: Row) -> None:
+        """One pair more."""
+        self.rows = sorted([*self.rows, row], key=lambda one: self._order[str(one["pair"])])
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomic(self.path, text.getvalue())
+
+    def say(self, options: argparse.Namespace) -> None:
+        """The last words of the command; exits with code 3 if a pair has failed."""
+        verdicts = [row["verdict"] for row in self.rows]
+        counts = ", ".join(f"{verdicts.count(one)} {one}" for one in ("good", "doubtful", "failed"))
+        if options.json:
+            print(json.dumps({"pairs": self.rows}, indent=2))
+        else:
+            print(f"{len(verdicts)} pairs: {counts}")
+            print(f"wrote {self.path}" if options.quiet else f"wrote {options.out}, see {self.path}")
+        if "doubtful" in verdicts:
+            sys.stderr.write(f"dio-lightning: warning: {verdicts.count('doubtful')} results are doubtful\n")
+        if "failed" in verdicts:
+            raise SystemExit(FAILED)
+
+
+def _any(tasks: Sequence[Any], given: str) -> bool:
+    return any(getattr(task.truth, given) is not None for task in tasks)
+
+
+def _stop(faults: Sequence[str]) -> None:
+    """Print what is wrong, a line each, and exit."""
+    if len(faults) > 1:
+        for fault in faults:
+            sys.stderr.write(f"dio-lightning: error: {fault}\n")
+        fail(f"register: {len(faults)} things are wrong with the table, so no pair was begun")
+    if faults:
+        fail(f"register: {faults[0]}")
+
+
+def _row(task: Any, report: Mapping[str, Any] | str) -> Row:  # noqa: ANN401
+    """The row of a pair; of one without a report, why."""
+    row: Row = {"pair": task.name, "fixed": str(task.options.fixed), "moving": str(task.options.moving)}
+    if isinstance(report, str):
+        return {**row, "verdict": "failed", "sentence": report}
+    export = report.get("export", {})
+    if not export.get("passed", True):
+        row |= {"verdict": "failed", "sentence": export["sentence"]}
+    scores = report.get("scores", {})
+    return {**row, **report["quality"], **scores, "seconds": report["seconds"], **row}
+
+
+def _inline(worker: Worker, todo: Sequence[Any], shown: Progress) -> Iterator[tuple[Any, Mapping[str, Any] | str]]:
+    """One after another, in this process."""
+    for task in todo:
+        yield task, worker(task, shown)
+
+
+def spread(todo: Sequence[Any], jobs: int) -> Iterator[tuple[Any, Mapping[str, Any] | str]]:
+    """In several processes of one thread each, as they end."""
+    if not todo:
+        return
+    others = {*multiprocessing.active_children()}
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(todo)), spawn, _begin, (todo[0].options,))
+    try:
+        waiting = {pool.submit(_work, task): task for task in todo}
+        for future in as_completed(waiting):
+            try:
+                yield waiting[future], future.result()
+            except BrokenProcessPool:
+                yield waiting[future], "a process ended before its pair, perhaps for lack of memory"
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in {*multiprocessing.active_children()} - others:
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+_worker: list[Worker] = []
+"""Of a process of `spread`: one."""
+
+
+def _begin(options: argparse.Namespace) -> None:
+    """Make a process ready."""
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
+    signal.signal(signal.SIGTERM, end)
+    _worker.append(Worker(options))
+
+
+def _work(task: Any) -> Mapping[str, Any] | str:  # noqa: ANN401
+    try:
+        return _worker[0](task, Progress())
+    except SystemExit:
+        os._exit(TERMINATED)  # the pool would go on with the next pair

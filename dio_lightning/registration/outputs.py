@@ -1,0 +1,57 @@
+"""Which files a registration leaves, and what they are called."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from dio_lightning.headers import stem
+
+Other = Literal["learn2reg", "fsl"]
+"""Formats in which the displacement is written on request."""
+OTHERS: tuple[Other, ...] = get_args(Other)
+FILES = {
+    "warped": "warped.nii.gz",
+    "transform": "transform.h5",
+    "inverse": "inverse.h5",
+    "affine": "affine.tfm",
+    "displacement": "displacement.nii.gz",
+    "picture": "picture.png",
+    "report": "report.json",
+}
+"""What is written, and its name in a folder; the displacement only where something was deformed."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where everything goes.
+
+    Attributes:
+        paths: by what they are, the keys of `FILES` and of `OTHERS`, as far as they are wanted.
+        beside: texts of files that belong to the others, such as the sidecars of BIDS.
+        shared: texts of files that several registrations have in common: written where they are not there yet.
+    """
+
+    paths: Mapping[str, Path]
+    beside: Mapping[Path, str] = field(default_factory=dict)
+    shared: Mapping[Path, str] = field(default_factory=dict)
+
+    @classmethod
+    def in_folder(cls, folder: Path, also: Sequence[Other] = ()) -> "Outputs":
+        """Plain names in a folder of their own."""
+        names = FILES | {other: f"displacement_{other}.nii.gz" for other in also}
+        return cls({what: folder / name for what, name in names.items()})
+
+    @property
+    def report(self) -> Path:
+        """Its presence says that the others are there."""
+        return self.paths["report"]
+
+    @property
+    def all(self) -> list[Path]:
+        """Every file that is this registration's own."""
+        return [*self.paths.values(), *self.beside]
+
+    def passenger(self, file: Path) -> Path:
+        """Where another image that is warped goes."""
+        return self.report.parent / f"warped_{stem(file.name)}.nii.gz"
