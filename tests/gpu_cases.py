@@ -329,7 +329,7 @@ def _features() -> Iterator[Case]:
 
     def probable(g: Given) -> list[Tensor]:
         inside = features.UNet(1, 4, (2, 1), g.d, (8, 8))
-        return g.module(features.Posteriors(inside, 3, g.d))(g.image())
+        return g.module(features.Posteriors(inside, 3, g.d), torch.float32)(g.image())
 
     yield Case("features.Posteriors", probable, tolerance=3e-3, network=True)
     yield Case("features.Joined", joined, tolerance=1e-3)
