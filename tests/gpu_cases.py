@@ -329,7 +329,8 @@ def _features() -> Iterator[Case]:
 
     def probable(g: Given) -> list[Tensor]:
         inside = features.UNet(1, 4, (2, 1), g.d, (8, 8))
-        return g.module(features.Posteriors(inside, 3, g.d), torch.float32)(g.image())
+        # features leave the network in float32, so its image and the classifiers see nothing else
+        return g.module(features.Posteriors(inside, 3, g.d), torch.float32)(g.image().float())
 
     yield Case("features.Posteriors", probable, tolerance=3e-3, network=True)
     yield Case("features.Joined", joined, tolerance=1e-3)
