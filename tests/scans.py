@@ -65,6 +65,7 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[str, str]]:
     (folder / "text.nii.gz").write_text("no image")
     cut = Path(write(folder, "cut.nii.gz", good)).read_bytes()
     (folder / "cut.nii.gz").write_bytes(cut[: len(cut) // 2])
+    (folder / "empty.nii.gz").write_bytes(b"")
     holes = good.copy()
     holes[3, 3, 3] = np.nan
     rgb = np.zeros((8, 8, 8), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -72,6 +73,7 @@ def wrong_inputs(folder: Path) -> dict[str, tuple[str, str]]:
         "nowhere": (str(folder / "none.nii.gz"), "does not exist"),
         "text": (str(folder / "text.nii.gz"), "cannot be read"),
         "cut": (str(folder / "cut.nii.gz"), "cannot be read"),
+        "empty": (str(folder / "empty.nii.gz"), "cannot be read"),
         "4-D": (write(folder, "4d.nii.gz", np.stack([good, good], -1)), "has 4 dimensions"),
         "constant": (write(folder, "constant.nii.gz", 0 * good + 3), "is 3 everywhere"),
         "NaN": (write(folder, "nan.nii.gz", holes), "1 values that are NaN"),

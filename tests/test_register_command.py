@@ -10,7 +10,7 @@ from scans import affine_of, moved, scene, turned, write, wrong_inputs
 
 
 @pytest.mark.parametrize(
-    "kind", ["nowhere", "text", "cut", "4-D", "constant", "NaN", "singular", "thin", "complex", "colour"]
+    "kind", ["nowhere", "text", "cut", "empty", "4-D", "constant", "NaN", "singular", "thin", "complex", "colour"]
 )
 @pytest.mark.parametrize("place", ["fixed", "moving"])
 def test_wrong_input_is_one_sentence_before_any_work(kind, place, command, tmp_path, capsys) -> None:
@@ -64,6 +64,22 @@ def test_a_file_to_warp_that_cannot_be_is_refused_before_any_work(kind, command,
     printed = capsys.readouterr().err
     assert stop.value.code == 2 and wrong[1] in printed and len(printed.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_images_beside_one_another_need_a_rigid_stage(command, tmp_path, capsys) -> None:
+    image = scene((24, 22, 20)).astype(np.float32)
+    far = affine_of(image.shape)
+    far[0, 3] += 500
+    fixed, moving = (
+        write(tmp_path, "near.nii.gz", image, affine_of(image.shape)),
+        write(tmp_path, "far.nii.gz", image, far),
+    )
+    with pytest.raises(SystemExit) as stop:
+        command("register", fixed, moving, "--out", "out", "--stages", "deformable")
+    assert stop.value.code == 2 and "lie beside one another" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    command("register", fixed, moving, "--out", "out", "--stages", "rigid")
+    assert "good: " in capsys.readouterr().out
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(command, tmp_path, capsys) -> None:

@@ -95,6 +95,8 @@ def register(
     scans = masked(scans, fixed_mask, moving_mask)
     linear: list[Kind] = [stage for stage in stages if stage != "deformable"]
     chain, report = _started(start, linear), list[dict[str, Any]]()
+    if not linear:
+        _check_overlap(*scans, chain)
     module = _module(model, scans, transformation, terms).to(place) if len(linear) < len(stages) else None
     if linear:
         clock, parts, begin = time.perf_counter(), Parts(tell), None if start is None else _matrix(chain)
@@ -113,6 +115,15 @@ def register(
     if extra.points is not None:
         details["landmarks_mm"] = {"before": extra.distance(Chain()), "after": extra.distance(chain)}
     return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)})
+
+
+def _check_overlap(fixed: Scan, moving: Scan, chain: Chain) -> None:
+    """Raises ValueError if no voxel of the fixed image comes to lie on the moving one: there is nothing to compare."""
+    points = fixed.grid.points().flatten(1)
+    if not bool(moving.grid.contains(chain.map(points[:, :: max(1, points.shape[1] // 100_000)])).any()):
+        raise ValueError(
+            f"{fixed.name} and {moving.name} lie beside one another, expected some overlap or a rigid stage first"
+        )
 
 
 def _deformed(
