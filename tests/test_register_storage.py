@@ -8,7 +8,8 @@ import pytest
 from scans import SPACING, affine_of, moved, scene, turned
 from scipy.ndimage import affine_transform
 
-from dio_lightning.registration import Scan, register
+from dio_lightning.registration import Scan
+from dio_lightning.registration.linear import align
 from dio_lightning.registration.starts import rotation
 
 SIZE = (20, 18, 16)
@@ -37,7 +38,8 @@ def regridded(values: np.ndarray, turn: np.ndarray, spacing: list[float]) -> nib
 
 def places(fixed: nib.Nifti1Image, moving: nib.Nifti1Image) -> np.ndarray:
     """Where the points of the foreground come to lie, in voxels of 4 mm."""
-    return register(fixed, moving, stages=("rigid",)).transform.points(POINTS) / SPACING
+    matrix = align(Scan.of(fixed), Scan.of(moving), ["rigid"])
+    return (POINTS @ matrix[:3, :3].T + matrix[:3, 3]) / SPACING
 
 
 @pytest.fixture(scope="module")
