@@ -50,6 +50,8 @@ def load(weights: str | PathLike[str]) -> RegistrationModule:
     path = Path(weights)
     if not path.exists() and (config := shipped_configs().get(path.as_posix())):
         return untrained(RegistrationModule, config).eval()
+    if not path.exists() and not path.suffix:
+        raise FileNotFoundError(f"{path} is no file of weights, nor a config that `dio-lightning configs` lists")
     if not isinstance(trained_config(path).get("model"), dict):
         raise ValueError(f"{path} has a config that names no model")
     return RegistrationModule.load_from_checkpoint(path).eval()

@@ -10,11 +10,13 @@ import pytest
 from scans import affine_of, scene, write
 from tables_of_pairs import SIZE, row, table, third
 
+import dio_lightning
 from dio_lightning.losses import Bending
 from dio_lightning.registration import register
 from dio_lightning.registration.batch import spread
 from dio_lightning.registration.command import parser
 from dio_lightning.registration.deformable import local_correlation
+from dio_lightning.registration.table import _fingerprint
 
 RIGID = ("--stages", "rigid")
 
@@ -196,3 +198,19 @@ def test_a_module_that_is_given_keeps_its_terms_from_pair_to_pair() -> None:
     for _ in range(2):
         register(image, image, stages=("deformable",), model=module, terms=[Bending(0.1)])
     assert module.layer.update is before
+
+
+def test_another_model_by_name_is_another_setting() -> None:
+    """Else the pairs of one method would count as done for the next."""
+    prints = {
+        _fingerprint(parser().parse_args(["--csv", "pairs.csv", "--out", "out", "--model", name]), [])
+        for name in ("classical/mind", "classical/lncc")
+    }
+    assert len(prints) == 2
+
+
+def test_a_model_that_is_neither_a_file_nor_a_name_is_one_sentence() -> None:
+    with pytest.raises(FileNotFoundError, match="no file of weights, nor a config"):
+        dio_lightning.load("nonsense")
+    with pytest.raises(ValueError, match="weights to be trained"):
+        dio_lightning.load("brains/dio")

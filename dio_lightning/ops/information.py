@@ -30,14 +30,8 @@ def joint_histogram(a: Tensor, b: Tensor, bins: int, weights: Tensor | None = No
     Returns:
         The histograms (b, n, n).
     """
-    one, two = a.flatten(1), b.flatten(1)
     each = None if weights is None else weights.detach().flatten(1).double()
-    if a.device.type == "cpu":
-        from dio_lightning.ops import information_numba  # compiled on first use, as feature matching is
-
-        counts = information_numba.joint_counts(one, two, bins, each)
-    else:
-        counts = _counts(one.double(), two.double(), bins, each)
+    counts = _counted(a.flatten(1), b.flatten(1), bins, each)
     return counts / counts.sum((1, 2), keepdim=True)
 
 
@@ -56,12 +50,7 @@ class _Information(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, bins: int, weights: Tensor | None) -> Tensor:  # noqa: ANN401
-        if a.device.type == "cpu":
-            from dio_lightning.ops import information_numba
-
-            counts = information_numba.joint_counts(a, b, bins, weights)
-        else:
-            counts = _counts(a.double(), b.double(), bins, weights)
+        counts = _counted(a, b, bins, weights)
         ctx.bins, ctx.weights = bins, weights
         ctx.save_for_backward(a, b, counts)
         return _of_counts(counts)[0].to(torch.promote_types(a.dtype, b.dtype))
@@ -107,6 +96,15 @@ def _read(a: Tensor, b: Tensor, steps: Tensor, weights: Tensor | None) -> Tensor
     flat, index = steps.flatten(1), low * bins + column
     slope = torch.lerp(flat.gather(1, index), flat.gather(1, index + 1), part) * inside
     return (slope if weights is None else slope * weights).to(a.dtype)
+
+
+def _counted(a: Tensor, b: Tensor, bins: int, weights: Tensor | None) -> Tensor:
+    """`_counts` by the backend of the device; without derivatives."""
+    if a.device.type == "cpu":
+        from dio_lightning.ops import information_numba  # compiled on first use, as feature matching is
+
+        return information_numba.joint_counts(a, b, bins, weights)
+    return _counts(a.detach().double(), b.detach().double(), bins, weights)
 
 
 def _counts(a: Tensor, b: Tensor, bins: int, weights: Tensor | None) -> Tensor:

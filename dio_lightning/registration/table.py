@@ -17,6 +17,7 @@ from dio_lightning.registration.images import check_dimensions, check_formats, c
 from dio_lightning.registration.outputs import Outputs
 from dio_lightning.registration.scoring import Truth
 from dio_lightning.registration.single import outputs_of, targets_of
+from dio_lightning.shipped_configs import shipped_configs
 from dio_lightning.transforms import ImageGrid
 
 FREE = ("out", "csv", "jobs", "overwrite", "quiet", "json", "command", "warp_labels")
@@ -120,8 +121,10 @@ def _fingerprint(options: argparse.Namespace, files: Sequence[Path]) -> str:
     def plain(value: object) -> object:
         if isinstance(value, list | tuple):
             return [plain(one) for one in value]
-        return digest(value) if isinstance(value, Path) else value
+        # a model may be the name of a config that is shipped
+        return digest(configs.get(value.as_posix(), value)) if isinstance(value, Path) else value
 
+    configs = shipped_configs()
     settings = {name: plain(value) for name, value in sorted(vars(options).items()) if name not in FREE}
     content = json.dumps([settings, [digest(path) for path in files]], default=str)
     return hashlib.sha256(content.encode()).hexdigest()
