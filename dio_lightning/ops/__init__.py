@@ -3,6 +3,7 @@
 from dio_lightning.ops.correlation import local_correlation
 from dio_lightning.ops.information import joint_histogram, mutual_information
 from dio_lightning.ops.match import Blocks, match, match_blocks
+from dio_lightning.ops.preimage import preimages
 from dio_lightning.ops.sampling import interpolate
 from dio_lightning.ops.weighted_correlation import WeightedCorrelation, weighted_correlation
 
@@ -15,5 +16,6 @@ __all__ = [
     "match",
     "match_blocks",
     "mutual_information",
+    "preimages",
     "weighted_correlation",
 ]
