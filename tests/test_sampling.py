@@ -44,6 +44,7 @@ def test_whatever_the_memory_of_images_and_points(padding) -> None:
     sample(leaf, points, padding=padding).sum().backward()
     whole = image.expand(3, -1, -1, -1, -1).contiguous().requires_grad_()
     sample(whole, points, padding=padding).sum().backward()
+    assert leaf.grad is not None and whole.grad is not None
     assert_close(leaf.grad, whole.grad.sum(0, keepdim=True))
 
 

@@ -12,11 +12,11 @@ from dio_lightning.ops.match_numba import _threads
 
 def correlate(x: Tensor, taps: Sequence[Sequence[float]]) -> Tensor:
     """See `dio_lightning.ops.stencils.correlate`."""
-    volumes, weights = _lift(x), [[1.0], *taps][-3:]
+    volumes = _lift(x)
     out = torch.empty_like(volumes)
+    across, down, along = (torch.tensor(each, dtype=x.dtype).numpy() for each in [[1.0], *taps][-3:])
     _threads()
-    along = [torch.tensor(each, dtype=x.dtype).numpy() for each in weights]
-    stencil_kernels.smooth(volumes.numpy(), *along, out.numpy())
+    stencil_kernels.smooth(volumes.numpy(), across, down, along, out.numpy())
     return out.view(x.shape)
 
 
