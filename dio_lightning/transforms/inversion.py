@@ -1,5 +1,6 @@
 """The inverse of a displacement in the world."""
 
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,9 @@ from torch import Tensor
 from dio_lightning.fields import sample
 from dio_lightning.ops import preimages
 from dio_lightning.transforms.world import ImageGrid, linear
+
+PLANES = 16
+"""Planes of a grid whose points are looked for at a time: a volume of points in float64 is large."""
 
 
 class InverseField(NamedTuple):
@@ -29,12 +33,18 @@ def inverse_displacement(v: Float[Tensor, "3 *s"], own: ImageGrid, grid: ImageGr
 
     Where y comes from beside v's grid no inverse may exist: w goes on there as if v had the values of its border.
     """
-    at = grid.points()
-    w = origins(v, own, at)
-    covered = own.contains(at + w)
-    missed = (w + sample(v[None], own.voxels(at + w)[None])[0]).norm(dim=0)[covered]
-    mean, largest = (float(missed.mean()), float(missed.max())) if len(missed) else (0.0, 0.0)
-    return InverseField(w.to(v.dtype), mean, largest, float(covered.double().mean()))
+    w, missed = v.new_empty(3, *grid.size), list[Tensor]()
+    for first in range(0, grid.size[0], PLANES):
+        slab = grid.slab(first, min(first + PLANES, grid.size[0]))
+        at = slab.points()
+        back = origins(v, own, at)
+        w[:, first : first + PLANES] = back
+        origin = at + back
+        covered = own.contains(origin)
+        missed.append((back + sample(v[None], own.voxels(origin)[None])[0]).norm(dim=0)[covered])
+    distances = torch.cat(missed)
+    mean, largest = (float(distances.mean()), float(distances.max())) if len(distances) else (0.0, 0.0)
+    return InverseField(w, mean, largest, len(distances) / prod(grid.size))
 
 
 def origins(v: Float[Tensor, "3 *s"], own: ImageGrid, y: Float[Tensor, "3 *t"]) -> Float[Tensor, "3 *t"]:
