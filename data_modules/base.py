@@ -1,14 +1,14 @@
 """The data module of image pairs: seeded loaders and the batch contract."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningDataModule
-from torch import Generator, Tensor, distributed
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from data_modules.drawing import PairSampler, Reproducible, ResumableLoader
 from dio_lightning.pair import Pair
 
 Split = Literal["train", "val", "test"]
@@ -16,38 +16,6 @@ FILES = ("fixed_file", "moving_file")
 """Keys of a sample that name the files of its images."""
 Sample = dict[str, Any]
 """One pair as in `Pair`, without the batch axis; ids are strings."""
-
-
-def generator(*key: object) -> Generator:
-    """A random stream that depends on the key alone: not on the process, the order of calls or the machine."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-
-
-class PairSampler(DistributedSampler):
-    """Training indices of one epoch, a function of (seed, epoch): a resumed run draws what the first would have drawn.
-
-    Every index comes once before any comes twice. Being a `DistributedSampler`, it is not wrapped again by Lightning,
-    which calls `set_epoch`; the processes draw disjoint parts of the same order.
-    """
-
-    def __init__(
-        self, dataset: Dataset, draws: int, seed: int = 0, replicas: int | None = None, rank: int | None = None
-    ) -> None:
-        """`draws` pairs per epoch and process; replicas and rank default to those of the process group."""
-        running = distributed.is_available() and distributed.is_initialized()
-        world = distributed.get_world_size() if running else 1
-        place = distributed.get_rank() if running else 0
-        super().__init__(dataset, world if replicas is None else replicas, place if rank is None else rank, seed=seed)
-        self.num_samples = draws
-        self.total_size = draws * self.num_replicas
-
-    def __iter__(self) -> Iterator[int]:
-        """Indices of this process for the current epoch."""
-        size, stream = len(cast(Sequence, self.dataset)), generator("epoch", self.seed, self.epoch)
-        rounds = -(-self.total_size // size)
-        order = torch.cat([torch.randperm(size, generator=stream) for _ in range(rounds)])
-        return iter(order[self.rank : self.total_size : self.num_replicas].tolist())
 
 
 def collate(samples: Sequence[Sample]) -> Pair:
@@ -77,6 +45,8 @@ class PairDataModule(LightningDataModule):
 
     Training draws `steps_per_epoch` batches per process and epoch (default: `pairs_per_epoch` shared by the
     processes); validation, test and prediction read their list once, in order. Prediction reads the test pairs.
+    What is random about a training pair depends on the seed, the epoch and the place in it alone, so that a run that
+    is resumed, in the middle of an epoch too, or reads with another number of workers, trains with the same pairs.
     """
 
     def __init__(
@@ -128,7 +98,7 @@ class PairDataModule(LightningDataModule):
         sampler = PairSampler(dataset, 1, self.seed)
         shared = -(-self.pairs_per_epoch() // sampler.num_replicas)
         draws = self.steps_per_epoch * self.batch_size if self.steps_per_epoch else shared
-        return self._loader(dataset, PairSampler(dataset, draws, self.seed))
+        return self._loader(Reproducible(dataset), PairSampler(dataset, draws, self.seed))
 
     def val_dataloader(self) -> DataLoader:
         """The validation pairs in order."""
@@ -143,7 +113,8 @@ class PairDataModule(LightningDataModule):
         return self._loader(self.dataset("test"))
 
     def _loader(self, dataset: Dataset, sampler: PairSampler | None = None) -> DataLoader:
-        return DataLoader(
+        kind = DataLoader if sampler is None else ResumableLoader
+        return kind(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -151,4 +122,6 @@ class PairDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            # seeds workers, from a state of its own: reading must not move the state that a training draws from
+            generator=torch.Generator(),
         )

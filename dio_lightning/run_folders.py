@@ -1,9 +1,12 @@
 """Where the files of a run go by default, and whose files they may replace."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from dio_lightning.arguments import CONFIG, content_of, short, split
 from dio_lightning.scores.summary import digest
@@ -84,7 +87,8 @@ def check_checkpoints(folder: Path, checkpoint: str | None) -> None:
         FileExistsError: the folder holds checkpoints, and the training goes on from none of them.
     """
     present = checkpoints(folder)
-    if not present or checkpoint in ("last", "best", "hpc") or any(folder.glob("hpc_ckpt_*.ckpt")):
+    goes_on = checkpoint in ("last", "best", "hpc") or (checkpoint is None and queued_again(folder))
+    if not present or goes_on:
         return
     if checkpoint is not None and Path(checkpoint).resolve().parent == present[0].resolve().parent:
         return
@@ -92,6 +96,12 @@ def check_checkpoints(folder: Path, checkpoint: str | None) -> None:
         f"{folder} holds the checkpoints of another run: go on from them with --ckpt_path last, choose another "
         "--trainer.default_root_dir, or replace them with --overwrite"
     )
+
+
+def queued_again(folder: Path) -> bool:
+    """Whether this is a job that SLURM has queued again, or one with the checkpoint of SLURM's signal in its folder."""
+    again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    return SLURMEnvironment.detect() and (again or any(folder.glob("hpc_ckpt_*.ckpt")))
 
 
 def checkpoints(folder: Path) -> list[Path]:

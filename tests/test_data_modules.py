@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from data_modules import Learn2Reg, SyntheticPairs
-from data_modules.base import PairSampler, collate
+from data_modules.base import collate
+from data_modules.drawing import PairSampler
 from data_modules.sources.synthetic import generator
 from dio_lightning.fields import jacobian_determinant, warp
 from dio_lightning.pair import Pair

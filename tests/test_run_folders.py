@@ -57,7 +57,7 @@ def test_scores_of_another_configuration_are_told_by_the_hash(tmp_path):
     assert names == ["run", "run_2", "run_3"]
 
 
-def test_a_training_goes_on_from_its_own_checkpoints_or_is_refused(tmp_path):
+def test_a_training_goes_on_from_its_own_checkpoints_or_is_refused(tmp_path, monkeypatch):
     check_checkpoints(tmp_path, None)
     (tmp_path / "checkpoints").mkdir()
     own, other = tmp_path / "checkpoints/best.ckpt", tmp_path / "other.ckpt"
@@ -68,8 +68,18 @@ def test_a_training_goes_on_from_its_own_checkpoints_or_is_refused(tmp_path):
     for checkpoint in (None, str(other)):
         with pytest.raises(FileExistsError, match=r"--ckpt_path last, .* --overwrite"):
             check_checkpoints(tmp_path, checkpoint)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    with pytest.raises(FileExistsError):
+        check_checkpoints(tmp_path, None)
+    # SLURM's queue starts the same command again
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    check_checkpoints(tmp_path, None)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"")
-    check_checkpoints(tmp_path, None)  # SLURM's queue starts the same command again
+    check_checkpoints(tmp_path, None)
+    monkeypatch.delenv("SLURM_NTASKS")
+    with pytest.raises(FileExistsError):
+        check_checkpoints(tmp_path, None)
 
 
 def test_runs_one_after_another_keep_each_others_files(command, capsys, tmp_path):

@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
-from data_modules.base import PairDataModule, Sample, Split, generator
+from data_modules.base import PairDataModule, Sample, Split
+from data_modules.drawing import generator
 from dio_lightning.fields import gaussian_smooth, identity, jacobian_determinant, warp
 
 LANDMARKS = 16
