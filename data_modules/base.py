@@ -6,8 +6,9 @@ from typing import Any, Literal, cast
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from data_modules.dealing import DealtBatches, processes
 from data_modules.drawing import PairSampler, Reproducible, ResumableLoader
 from dio_lightning.pair import Pair
 
@@ -53,6 +54,8 @@ class PairDataModule(LightningDataModule):
         self, batch_size: int = 1, num_workers: int = 0, steps_per_epoch: int | None = None, seed: int = 0
     ) -> None:
         super().__init__()
+        # of more processes than pairs, some predict nothing
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value, least in [
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
@@ -102,18 +105,23 @@ class PairDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The validation pairs in order."""
-        return self._loader(self.dataset("val"))
+        return self._in_order(self.dataset("val"))
 
     def test_dataloader(self) -> DataLoader:
         """The test pairs in order."""
-        return self._loader(self.dataset("test"))
+        return self._in_order(self.dataset("test"))
 
     def predict_dataloader(self) -> DataLoader:
         """The test pairs in order."""
-        return self._loader(self.dataset("test"))
+        return self._in_order(self.dataset("test"), even=False)
 
-    def _loader(self, dataset: Dataset, sampler: PairSampler | None = None) -> DataLoader:
-        kind = DataLoader if sampler is None else ResumableLoader
+    def _in_order(self, dataset: Dataset, even: bool = True) -> DataLoader:
+        """The batches of one process, dealt to all; none twice unless they must have as many."""
+        several = processes()[0] > 1
+        return self._loader(dataset, DealtBatches(dataset, self.batch_size, even) if several else None)
+
+    def _loader(self, dataset: Dataset, sampler: DistributedSampler | None = None) -> DataLoader:
+        kind = ResumableLoader if isinstance(sampler, PairSampler) else DataLoader
         return kind(
             dataset,
             batch_size=self.batch_size,

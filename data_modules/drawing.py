@@ -9,8 +9,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Generator, distributed
+from torch import Generator
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from data_modules.dealing import processes
 
 
 def generator(*key: object) -> Generator:
@@ -72,9 +74,7 @@ class PairSampler(DistributedSampler):
         self, dataset: Dataset, draws: int, seed: int = 0, replicas: int | None = None, rank: int | None = None
     ) -> None:
         """`draws` pairs per epoch and process; replicas and rank default to those of the process group."""
-        running = distributed.is_available() and distributed.is_initialized()
-        world = distributed.get_world_size() if running else 1
-        place = distributed.get_rank() if running else 0
+        world, place = processes()
         super().__init__(dataset, world if replicas is None else replicas, place if rank is None else rank, seed=seed)
         self.num_samples = draws
         self.total_size = draws * self.num_replicas

@@ -167,7 +167,8 @@ class DEQReg(IterativeModule):
             solution = self.layer.solve(problem, start, self.steps)
             generator = torch.Generator().manual_seed(0)
             radius = spectral_radius(problem.update, solution.value, self.spectral_steps, generator)
-            self.log("val/spectral_radius", radius.mean(), batch_size=len(radius), sync_dist=True)
+            size = self._weight(pair, "val", index)
+            self.log("val/spectral_radius", radius.mean(), batch_size=size, sync_dist=True)
         return outputs
 
     def _start(self, pair: Pair) -> tuple[Pair, Tensor]:
