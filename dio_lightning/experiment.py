@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dio_lightning.arguments import ordered, short, without_leftovers
 from dio_lightning.callbacks.checkpoints import Best, Last
+from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
 from dio_lightning.callbacks.panels import Panels
 from dio_lightning.callbacks.random_states import RandomStates
 from dio_lightning.callbacks.run_config import RunConfig
@@ -123,7 +124,7 @@ class RegistrationCLI(FolderCLI):
         if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
             others += [Best(root / "checkpoints"), Last(root / "checkpoints")]
         if self.subcommand == "fit":
-            others += [RandomStates(), *([LearningRateMonitor()] if config["logger"] else [])]
+            others += [RandomStates(), ConfiguredOptimizers(), *([LearningRateMonitor()] if config["logger"] else [])]
         if self.subcommand == "test":
             others.append(Panels())
         if self.subcommand == "predict":
@@ -164,6 +165,7 @@ class RegistrationCLI(FolderCLI):
         self.model.check_trainable()
         super().before_fit()
         self._examine()
+        self.claim_folder()
 
     def before_validate(self) -> None:
         """Refuse faulty data before anything is written."""

@@ -1,10 +1,13 @@
 """Where the files of a run go by default, and whose files they may replace."""
 
+import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import TextIO
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
@@ -14,6 +17,7 @@ from dio_lightning.scores.summary import digest
 RUNS = Path("runs")
 NAMED = ("last", "best", "hpc", "null", "None")
 """Checkpoints that are named by what they are, not by their path."""
+_claimed: dict[Path, TextIO] = {}
 
 
 def is_path(checkpoint: str | None) -> bool:
@@ -96,6 +100,34 @@ def check_checkpoints(folder: Path, checkpoint: str | None) -> None:
         f"{folder} holds the checkpoints of another run: go on from them with --ckpt_path last, choose another "
         "--trainer.default_root_dir, or replace them with --overwrite"
     )
+
+
+def claim(folder: Path) -> None:
+    """Keep other trainings out of a folder until this process ends, however it ends.
+
+    Raises:
+        FileExistsError: another process trains into it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = (folder / ".training").resolve()
+    if path in _claimed:
+        return
+    file = path.open("a+", encoding="utf-8")
+    try:
+        # of the process, not of the open file: forked loaders do not hold it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise FileExistsError(
+            f"{folder} is being trained into by {file.read().strip() or 'another process'}: choose another "
+            "--trainer.default_root_dir"
+        ) from None
+    except OSError:  # a disk without locks
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _claimed[path] = file
 
 
 def queued_again(folder: Path) -> bool:

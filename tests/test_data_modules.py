@@ -403,6 +403,18 @@ def test_loaders_travel_to_other_processes(brains: Path, workers: int) -> None:
     assert len(copy) == 12 and copy[3]["fixed_id"] == cast(list, module.train_dataloader().dataset)[3]["fixed_id"]
 
 
+def test_synthetic_pairs_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E10: all pairs were kept, however many."""
+    data = SyntheticPairs((16, 16), train_pairs=20)
+    size = sum(v.nbytes for v in data.draw("train", 0).values() if isinstance(v, torch.Tensor))
+    monkeypatch.setattr("data_modules.sources.synthetic.KEPT", 3.5 * size)
+    pairs = cast(list, data.dataset("train"))
+    first = [pairs[index] for index in range(20)]
+    again = [pairs[index] for index in range(20)]
+    assert sum(a["fixed"] is b["fixed"] for a, b in zip(first, again, strict=True)) == 3
+    assert all(torch.equal(a["fixed"], b["fixed"]) for a, b in zip(first, again, strict=True))
+
+
 @pytest.fixture(params=[(48, 48), (24, 20, 16)], ids=["2d", "3d"])
 def synthetic(request: pytest.FixtureRequest) -> SyntheticPairs:
     return SyntheticPairs(request.param, train_pairs=4, val_pairs=3, test_pairs=3)

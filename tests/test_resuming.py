@@ -15,13 +15,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.utils.data import Dataset
-from trainings import batch, build, trainer
+from trainings import batch, build, loader, trainer
 
 from data_modules import PairDataModule
 from data_modules.augment import RandomDeformation, RandomIntensity
 from data_modules.augment.base import Augmentation, Augmented
 from data_modules.drawing import PairSampler, Reproducible, ResumableLoader
 from dio_lightning.callbacks import Last, RandomStates, StopAtSignal
+from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
 from dio_lightning.callbacks.signals import Requeued
 from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.checkpoints import AtomicCheckpointIO
@@ -184,6 +185,44 @@ def test_slurms_signal_saves_at_the_end_of_the_batch_and_queues_the_job_again(sl
     (run / "hpc_ckpt_1.ckpt").unlink()
     with pytest.raises(ValueError, match=r"hpc_ckpt_10.ckpt is not a readable checkpoint.*; .*last.ckpt is not"):
         newest_of_run(run, [run])
+
+
+def rates(folder: Path, epochs: int, lr: float, decay: float, gamma: float | None, start: Path | None = None) -> list:
+    """The optimizer's learning rate in every epoch, and its weight decay."""
+    seen: list[tuple[float, float]] = []
+
+    class Rates(Callback):
+        def on_train_epoch_start(self, trainer, pl_module) -> None:
+            (group,) = trainer.optimizers[0].param_groups
+            seen.append((group["lr"], group["weight_decay"]))
+
+    made = build("VoxelMorph")
+    made.optimizer = lambda weights: torch.optim.AdamW(weights, lr=lr, weight_decay=decay)
+    if gamma is not None:
+        made.scheduler = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma)
+    parts = [Last(folder), ConfiguredOptimizers(), Rates()]
+    run = trainer(folder, *parts, enable_checkpointing=True, max_epochs=epochs)
+    run.fit(made, loader([batch(0)]), ckpt_path=start, weights_only=True)
+    return seen
+
+
+@pytest.mark.parametrize("gamma", [None, 0.5])
+def test_a_resumed_training_obeys_another_learning_rate(gamma, tmp_path) -> None:
+    """E7: it was ignored without a word."""
+    step, last = gamma or 1.0, tmp_path / "last.ckpt"
+    assert rates(tmp_path, 2, 0.1, 0.3, gamma) == [(0.1, 0.3), (0.1 * step, 0.3)]
+    same = rates(tmp_path, 3, 0.1, 0.3, gamma, last)
+    assert same == [(pytest.approx(0.1 * step**2), 0.3)]
+    changed = rates(tmp_path, 5, 0.02, 0.4, gamma, last)
+    assert changed == [(pytest.approx(0.02 * step**3), 0.4), (pytest.approx(0.02 * step**4), 0.4)]
+    again = rates(tmp_path, 6, 0.02, 0.4, gamma, last)
+    assert again == [(pytest.approx(0.02 * step**5), 0.4)]
+    if gamma is not None:
+        faster = rates(tmp_path, 8, 0.02, 0.4, 0.1, last)
+        assert faster[0][0] == pytest.approx(0.02 * step**6) and faster[1][0] == pytest.approx(0.1 * faster[0][0])
+    other = None if gamma else 0.5
+    with pytest.raises(ValueError, match=r"the training to go on with has AdamW.*, expected the same and not AdamW"):
+        rates(tmp_path, 9, 0.1, 0.3, other, last)
 
 
 def test_workers_read_what_no_worker_reads_also_after_a_resume(whole, tmp_path) -> None:
