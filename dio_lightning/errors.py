@@ -37,6 +37,8 @@ def user_message(error: Exception) -> str | None:
         return f"{shortened(str(error.filename))}: {reason}" if error.filename is not None else reason
     if type(error).__name__ == "MisconfigurationException":
         return text
+    if type(error).__module__.startswith("wandb.errors"):
+        return f"W&B: {text.splitlines()[0] if text else type(error).__name__}"
     if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict"):
         problems = text.splitlines()[1:] or [text]
         return (

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dio_lightning.arguments import ordered, short, without_leftovers
 from dio_lightning.callbacks.checkpoints import Best, Last
+from dio_lightning.callbacks.loggers import LoggedResults, finish, stay_in
 from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
 from dio_lightning.callbacks.panels import Panels
 from dio_lightning.callbacks.random_states import RandomStates
@@ -110,6 +111,11 @@ class RegistrationCLI(FolderCLI):
         if config["logger"] in (None, True):
             csv = CSVLogger(root, name="logs")
             config["logger"] = [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
+        elif config["logger"]:
+            loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
+            here = any(isinstance(logger, CSVLogger) for logger in loggers)
+            config["logger"] = loggers if here else [*loggers, CSVLogger(root, name="logs")]
+        stay_in(root, config["logger"], anew=self.overwrite)
         config["callbacks"] = self._with_defaults(given, root, config)
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -126,7 +132,7 @@ class RegistrationCLI(FolderCLI):
         if self.subcommand == "fit":
             others += [RandomStates(), ConfiguredOptimizers(), *([LearningRateMonitor()] if config["logger"] else [])]
         if self.subcommand == "test":
-            others.append(Panels())
+            others += [Panels(), LoggedResults()]
         if self.subcommand == "predict":
             others.append(FieldWriter())
         # last: what ends a command comes after everything that a batch leaves
@@ -218,7 +224,9 @@ def run(args: list[str]) -> None:
     """Parse the arguments, build the experiment and run it."""
     prepare()
     try:
-        terminated = RegistrationCLI(args).trainer.received_sigterm
+        trainer = RegistrationCLI(args).trainer
+        finish(trainer.loggers)
+        terminated = trainer.received_sigterm
     except SIGTERMException:
         terminated = True
     if terminated:

@@ -34,8 +34,12 @@ def default_folder(words: Sequence[str]) -> Path:
     """The folder of a run whose command line and configs name none.
 
     A test of RUN/checkpoints/best.ckpt goes to RUN/test, one of other weights to runs/test/<name of the file>; whatever
-    has no weights to start from goes to runs/<name of the config that has the model>.
+    has no weights to start from goes to runs/<name of the config that has the model>. A trial that an agent of W&B
+    starts goes to runs/sweeps/<sweep>/<trial>.
     """
+    sweep, trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if sweep and trial:
+        return RUNS / "sweeps" / sweep / trial
     command, options = words[0], split(words[1:])[1]
     given = {option.name: option.value for option in options}
     checkpoint = given.get("--ckpt_path")

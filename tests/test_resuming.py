@@ -221,7 +221,7 @@ def test_a_resumed_training_obeys_another_learning_rate(gamma, tmp_path) -> None
         faster = rates(tmp_path, 8, 0.02, 0.4, 0.1, last)
         assert faster[0][0] == pytest.approx(0.02 * step**6) and faster[1][0] == pytest.approx(0.1 * faster[0][0])
     other = None if gamma else 0.5
-    with pytest.raises(ValueError, match=r"the training to go on with has AdamW.*, expected the same and not AdamW"):
+    with pytest.raises(ValueError, match=r"the training to go on with has AdamW.*, expected the same, not AdamW"):
         rates(tmp_path, 9, 0.1, 0.3, other, last)
 
 

@@ -40,7 +40,7 @@ class ConfiguredOptimizers(Callback):
         before, now = ([part["class"] for part in parts] for parts in (self._before, self._now))
         if before != now:
             raise ValueError(
-                f"the training to go on with has {' and '.join(before)}, expected the same and not {' and '.join(now)}: "
+                f"the training to go on with has {' and '.join(before)}, expected the same, not {' and '.join(now)}: "
                 "start from its weights alone (export, then --ckpt_path WEIGHTS.safetensors)"
             )
 

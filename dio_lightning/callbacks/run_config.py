@@ -4,10 +4,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from dio_lightning.callbacks.loggers import log_config
 from dio_lightning.checkpoint_files import CONFIG
 from dio_lightning.files import remove_leftovers, write_atomic
 
@@ -31,6 +33,7 @@ class RunConfig(SaveConfigCallback):
         name = "config.yaml" if command == "fit" else f"config_{command}.yaml"
         write_atomic(Path(trainer.default_root_dir) / name, self.text)
         for logger in trainer.loggers:
+            log_config(logger, yaml.safe_load(self.text), Path(trainer.default_root_dir))
             if logger.log_dir is not None:
                 write_atomic(Path(logger.log_dir) / "config.yaml", self.text)
 
