@@ -81,9 +81,10 @@ def test_a_training_that_found_the_disk_full_goes_on_when_there_is_room(tmp_path
     with room(5000), pytest.raises(OSError, match=FULL):
         fit(2, last)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
-    assert read_checkpoint(last)["epoch"] == 0
+    assert read_checkpoint(last)["epoch"] == 0 and last.samefile(tmp_path / "previous.ckpt")
     fit(2, last)
-    assert read_checkpoint(last)["epoch"] == 1
+    assert read_checkpoint(last)["epoch"] == 1 and read_checkpoint(tmp_path / "previous.ckpt")["epoch"] == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
 
 
 def test_a_full_cache_is_one_sentence(tmp_path) -> None:

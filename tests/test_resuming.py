@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from data_modules.augment.base import Augmentation, Augmented
 from data_modules.drawing import PairSampler, Reproducible, ResumableLoader
 from dio_lightning.callbacks import Last, RandomStates, StopAtSignal
 from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
+from dio_lightning.callbacks.random_states import STATES
 from dio_lightning.callbacks.signals import Requeued
 from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.checkpoints import AtomicCheckpointIO
 from dio_lightning.modules import DEQReg
+from dio_lightning.modules.deqreg import LAST
 from dio_lightning.resuming import newest_of_run
 from dio_lightning.run_folders import queued_again
 
@@ -89,6 +92,7 @@ def fit(folder: Path, name: str, *callbacks: Callback, resume: bool | Path = Fal
     plugins = options.pop("plugins", [])
     settings = {"enable_checkpointing": True, "max_epochs": EPOCHS, "limit_val_batches": 2}
     settings["accumulate_grad_batches"] = options.pop("accumulate", 1)
+    settings |= {name: options.pop(name) for name in ("devices", "strategy") if name in options}
     data, model = Few(**options), module(name)
     parts = [EMAWeightAveraging(decay=0.6), Last(folder), RandomStates(), *callbacks, StopAtSignal()]
     run = trainer(folder, *parts, plugins=[AtomicCheckpointIO(), *plugins], **settings)
@@ -185,6 +189,50 @@ def test_slurms_signal_saves_at_the_end_of_the_batch_and_queues_the_job_again(sl
     (run / "hpc_ckpt_1.ckpt").unlink()
     with pytest.raises(ValueError, match=r"hpc_ckpt_10.ckpt is not a readable checkpoint.*; .*last.ckpt is not"):
         newest_of_run(run, [run])
+
+
+def tasks(folder: Path, port: int, *signalled: Callback, resume: bool | Path = False) -> list[int]:
+    """How the two tasks of a SLURM job end, each a fork of this process; the callbacks are the second one's alone."""
+    children = []
+    for rank in (0, 1):
+        if (child := os.fork()) != 0:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            places = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": rank, "LOCALID": rank}
+            os.environ |= {f"SLURM_{name}": str(value) for name, value in places.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            torch.manual_seed(5)
+            parts = signalled if rank else ()
+            fit(folder, "DEQReg", *parts, resume=resume, devices=2, strategy="ddp")
+            code = 0
+        except Requeued:
+            code = 99
+        except SystemExit:
+            code = 143
+        finally:
+            os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@pytest.mark.slow
+def test_two_tasks_of_slurm_stop_at_one_batch_and_go_on_as_if_they_had_not(slurm) -> None:
+    """E4: the handlers waited for one another; DEQReg's last states and the random states are each task's own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert tasks(slurm / "whole", port) == [0, 0]
+    run, at = slurm / "run", Stop(2, number=signal.SIGUSR1)
+    assert tasks(run, port, at) == [99, 99]
+    assert (slurm / "asked").read_text() == "requeue 77\n"
+    saved = read_checkpoint(run / "hpc_ckpt_1.ckpt")
+    assert saved["global_step"] == 3 and len(saved[STATES]) == len(saved[LAST]) == 2
+    assert tasks(run, port, Stop(5), resume=run / "hpc_ckpt_1.ckpt") == [143, 143]
+    assert read_checkpoint(run / "last.ckpt")["global_step"] == 6
+    assert tasks(run, port, resume=True) == [0, 0]
+    mine, whole = (read_checkpoint(folder / "last.ckpt")["state_dict"] for folder in (run, slurm / "whole"))
+    assert equal([*mine.values()], [*whole.values()])
 
 
 def rates(folder: Path, epochs: int, lr: float, decay: float, gamma: float | None, start: Path | None = None) -> list:

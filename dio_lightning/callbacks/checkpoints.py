@@ -167,6 +167,7 @@ def _keep(folder: Path) -> None:
         spare.unlink(missing_ok=True)
         os.link(last, spare)
         os.replace(spare, folder / PREVIOUS)
+        spare.unlink(missing_ok=True)  # where both were one file already, nothing was replaced
     except OSError:  # a disk without hard links
         os.replace(last, folder / PREVIOUS)
 
