@@ -1,11 +1,19 @@
-"""The compiled interpolation and its inverse against plain PyTorch and closed forms."""
+"""Compiled interpolation, its inverse, and stencils against plain PyTorch and closed forms."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from dio_lightning.fields import gaussian_smooth, identity, sample
-from dio_lightning.ops import preimages, sampling_numba, sampling_reference
+from dio_lightning.ops import (
+    correlate,
+    determinants,
+    preimages,
+    sampling_numba,
+    sampling_reference,
+    squared_differences,
+    stencils,
+)
 from dio_lightning.ops.preimage import FLAT, STEPS, TOLERANCE, newton
 
 SIZES = [(9, 12), (7, 9, 8), (1, 9, 8), (1, 6)]
@@ -44,6 +52,7 @@ def test_whatever_the_memory_of_images_and_points(padding) -> None:
     sample(leaf, points, padding=padding).sum().backward()
     whole = image.expand(3, -1, -1, -1, -1).contiguous().requires_grad_()
     sample(whole, points, padding=padding).sum().backward()
+    assert leaf.grad is not None and whole.grad is not None
     assert_close(leaf.grad, whole.grad.sum(0, keepdim=True))
 
 
@@ -119,3 +128,28 @@ def test_a_point_that_is_not_a_number_has_no_preimage_and_its_neighbours_have() 
     z = preimages(u, y)
     assert z.isnan().any(0).tolist() == [False, False, True, False, False]
     assert_close(z[:, 3:], preimages(u, y[:, 3:]))
+
+
+@pytest.mark.parametrize("size", [(9, 12), (1, 6), (7, 9, 8), (1, 9, 2)], ids=str)
+def test_determinants_are_those_of_the_matrices(size) -> None:
+    torch.manual_seed(0)
+    u = torch.randn(2, len(size), *size, dtype=torch.float64)
+    u[1, 0, 0, 1] = torch.nan
+    expected = stencils.determinant(stencils.jacobian(u))
+    assert_close(determinants(u), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (1, 6), (7, 9, 8), (2, 1, 5)], ids=str)
+def test_stencils_agree_with_plain_pytorch(size) -> None:
+    """Taps longer than the axis too; a sample of a batch on its own."""
+    torch.manual_seed(0)
+    u = torch.randn(2, len(size), *size, dtype=torch.float64)
+    taps = [(0.5, 0.2, 0.05), (1.0,), (0.4, 0.3, 0.2, 0.1)][: len(size)]
+    assert_close(correlate(u, taps), stencils.reference(u, taps))
+    with torch.no_grad():
+        energy, slope = squared_differences(u)
+    leaf = u.clone().requires_grad_()
+    (of_u,) = torch.autograd.grad(squared_differences(leaf)[0].sum(), leaf)
+    assert_close(slope, of_u)
+    assert_close(energy, squared_differences(leaf)[0])
+    assert torch.autograd.gradgradcheck(lambda x: correlate(x, taps), (leaf,))

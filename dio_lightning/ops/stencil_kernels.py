@@ -94,3 +94,29 @@ def differences(u, energy, slope):  # noqa: ANN001, ANN201
                 total += np.float64(step) * np.float64(step)
                 out[k] -= 2 * step
         energy[row] = total
+
+
+@njit(inline="always")
+def _central(low, high, span):  # noqa: ANN001, ANN202
+    return (high - low) / span if span > 0 else 0.0
+
+
+@njit(parallel=True, cache=True, fastmath=_FAST)
+def determinants(u, out):  # noqa: ANN001, ANN201
+    """Determinant of the Jacobian of id + u, (b, 3, s0, s1, s2), by central differences, one-sided at the border."""
+    b, _, s0, s1, s2 = u.shape
+    for row in prange(b * s0 * s1):
+        m, i, j = row // (s0 * s1), row // s1 % s0, row % s1
+        i0, i1, j0, j1 = max(i - 1, 0), min(i + 1, s0 - 1), max(j - 1, 0), min(j + 1, s1 - 1)
+        for k in range(s2):
+            k0, k1 = max(k - 1, 0), min(k + 1, s2 - 1)
+            a0 = _central(u[m, 0, i0, j, k], u[m, 0, i1, j, k], i1 - i0) + 1
+            a1 = _central(u[m, 1, i0, j, k], u[m, 1, i1, j, k], i1 - i0)
+            a2 = _central(u[m, 2, i0, j, k], u[m, 2, i1, j, k], i1 - i0)
+            b0 = _central(u[m, 0, i, j0, k], u[m, 0, i, j1, k], j1 - j0)
+            b1 = _central(u[m, 1, i, j0, k], u[m, 1, i, j1, k], j1 - j0) + 1
+            b2 = _central(u[m, 2, i, j0, k], u[m, 2, i, j1, k], j1 - j0)
+            c0 = _central(u[m, 0, i, j, k0], u[m, 0, i, j, k1], k1 - k0)
+            c1 = _central(u[m, 1, i, j, k0], u[m, 1, i, j, k1], k1 - k0)
+            c2 = _central(u[m, 2, i, j, k0], u[m, 2, i, j, k1], k1 - k0) + 1
+            out[m, i, j, k] = a0 * (b1 * c2 - b2 * c1) - b0 * (a1 * c2 - a2 * c1) + c0 * (a1 * b2 - a2 * b1)

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from dio_lightning.ops import stencil_kernels
 from dio_lightning.ops.correlation_numba import _lift
-from dio_lightning.ops.match_numba import _threads
+from dio_lightning.ops.match_numba import _lift_field, _threads
 
 
 def correlate(x: Tensor, taps: Sequence[Sequence[float]]) -> Tensor:
     """See `dio_lightning.ops.stencils.correlate`."""
-    volumes, weights = _lift(x), [[1.0], *taps][-3:]
+    volumes = _lift(x)
     out = torch.empty_like(volumes)
+    across, down, along = (torch.tensor(each, dtype=x.dtype).numpy() for each in [[1.0], *taps][-3:])
     _threads()
-    along = [torch.tensor(each, dtype=x.dtype).numpy() for each in weights]
-    stencil_kernels.smooth(volumes.numpy(), *along, out.numpy())
+    stencil_kernels.smooth(volumes.numpy(), across, down, along, out.numpy())
     return out.view(x.shape)
 
 
@@ -28,3 +28,12 @@ def squared_differences(u: Tensor) -> tuple[Tensor, Tensor]:
     _threads()
     stencil_kernels.differences(volumes.numpy(), energy.numpy(), slope.numpy())
     return energy.view(len(u), -1).sum(1).to(u.dtype), slope.view(u.shape)
+
+
+def determinants(u: Tensor) -> Tensor:
+    """See `dio_lightning.ops.stencils.determinants`."""
+    field = _lift_field(u)
+    out = field.new_empty(len(u), *field.shape[2:])
+    _threads()
+    stencil_kernels.determinants(field.numpy(), out.numpy())
+    return out.view(len(u), *u.shape[2:])

@@ -1,4 +1,4 @@
-"""What looks at the neighbours of a voxel along the axes: symmetric correlation, and squared differences with slope.
+"""What looks at the neighbours of a voxel along the axes: symmetric correlation, differences, their determinants.
 
 On the CPU compiled loops write one field and keep no other; elsewhere, and for half precision, it is plain PyTorch.
 """
@@ -35,6 +35,38 @@ def squared_differences(u: Tensor) -> tuple[Tensor, Tensor]:
         edge = torch.zeros_like(u.narrow(axis, 0, 1))
         slope = slope - 2 * torch.cat((edge, step, edge), axis).diff(dim=axis)
     return energy, slope
+
+
+def determinants(u: Tensor) -> Tensor:
+    """Determinant of the Jacobian of id + u, (b, *s), of a displacement (b, d, *s) in 2-D or 3-D; not differentiable.
+
+    Central differences, one-sided at the border; along an axis of one voxel nothing varies. No matrix is stored.
+    """
+    if _compiled(u):
+        from dio_lightning.ops import stencil_numba
+
+        return stencil_numba.determinants(u)
+    return determinant(jacobian(u))
+
+
+def jacobian(u: Tensor) -> Tensor:
+    """∇(id + u), (b, d, d, *s): entry (i, j) is the derivative of component i along axis j."""
+    d = u.shape[1]
+    columns = [torch.gradient(u, dim=axis)[0] if u.shape[axis] > 1 else torch.zeros_like(u) for axis in range(2, 2 + d)]
+    unit = torch.eye(d, dtype=u.dtype, device=u.device).view(1, d, d, *[1] * d)
+    return torch.stack(columns, dim=2) + unit
+
+
+def determinant(matrix: Tensor) -> Tensor:
+    """Of (b, d, d, *s). Laplace expansion along the first row: exact, and no batched LU of a million 3x3 blocks."""
+    d = matrix.shape[1]
+    if d == 1:
+        return matrix[:, 0, 0]
+    total = torch.zeros_like(matrix[:, 0, 0])
+    for j in range(d):
+        minor = matrix[:, 1:, [k for k in range(d) if k != j]]
+        total = total + (-1) ** j * matrix[:, 0, j] * determinant(minor)
+    return total
 
 
 class _Correlate(Function):
