@@ -78,7 +78,7 @@ def killed(work: Child, longest: float, kind: str, draw: random.Random) -> int:
     if kind == "writing":
         return ended(begun(lambda: (torn(draw.randrange(6)), work())))
     child = begun(work)
-    time.sleep(draw.uniform(0, longest))
+    time.sleep(draw.uniform(0.2, 1) * longest)
     os.kill(child, getattr(signal, kind))
     return ended(child)
 

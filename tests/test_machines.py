@@ -1,8 +1,6 @@
-"""The same experiment elsewhere: machine files are understood, killed runs continue, two processes score as one."""
+"""The same experiment elsewhere: machine files are understood, and killed runs continue."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -109,37 +107,6 @@ def test_a_killed_fit_continues(command, tmp_path):
     assert after["epoch"] == before["epoch"] + 1
     # four training pairs an epoch
     assert after["global_step"] == before["global_step"] + 4 == 4 * (before["epoch"] + 2)
-
-
-@pytest.mark.slow
-def test_two_processes_score_as_one(command, tmp_path, rows):
-    two = [
-        "--config",
-        TINY,
-        "--config",
-        str(ROOT / "experiments/trainer/ddp.yaml"),
-        "--trainer.default_root_dir",
-        "two",
-    ]
-    two += ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--ckpt_path", "last"]
-    # that two processes train as one, test_processes.py tests
-    command("fit", "--config", TINY, "--trainer.default_root_dir", "two", "--trainer.max_epochs", "1")
-    arguments = [sys.executable, "-m", "dio_lightning", "test", *two]
-    ended = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    shutil.copytree(tmp_path / "two/checkpoints", tmp_path / "one/checkpoints")
-    command(
-        "test",
-        "--ckpt_path",
-        "one/checkpoints/last.ckpt",
-        "--trainer.accelerator",
-        "cpu",
-        "--trainer.default_root_dir",
-        "one",
-    )
-    assert rows(tmp_path / "two") == rows(tmp_path / "one") and len(rows(tmp_path / "one")) == 3
-    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two")]
-    assert summaries[0]["dice"] == summaries[1]["dice"]
 
 
 def test_the_last_checkpoint_is_the_last_epoch_even_if_an_earlier_one_was_better(command, tmp_path):

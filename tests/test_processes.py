@@ -92,6 +92,8 @@ def test_two_processes_do_what_one_does(tmp_path, rows) -> None:
             close = 2e-3 if key.startswith(("fit", "weight")) else 1e-6
             assert scores[key] == pytest.approx(expected[key], rel=close, abs=1e-5), (name, pairs, key)
         assert rows(one) == rows(two) and len(rows(one)) == pairs
+        summaries = [json.loads((place / "summary.json").read_text()) for place in (one, two)]
+        assert summaries[0]["dice"] == summaries[1]["dice"]
         files = sorted(path.name for path in (one / "fields").iterdir())
         assert files == sorted(path.name for path in (two / "fields").iterdir()) and len(files) == 2 * pairs
         for file in files:

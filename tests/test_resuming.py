@@ -4,6 +4,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor
 from torch.utils.data import Dataset
-from trainings import batch, build, loader, trainer
+from trainings import SIZE, batch, build, loader, trainer
 
 from data_modules import PairDataModule
 from data_modules.augment import RandomDeformation, RandomIntensity
@@ -28,11 +30,13 @@ from dio_lightning.callbacks.random_states import STATES
 from dio_lightning.callbacks.signals import Requeued
 from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.checkpoints import AtomicCheckpointIO
+from dio_lightning.fields import warp
 from dio_lightning.modules import DEQReg
 from dio_lightning.modules.deqreg import LAST
 from dio_lightning.resuming import newest_of_run
 from dio_lightning.run_folders import queued_again
 
+ROOT = Path(__file__).parents[1]
 STEPS, EPOCHS = 4, 2
 
 
@@ -191,29 +195,19 @@ def test_slurms_signal_saves_at_the_end_of_the_batch_and_queues_the_job_again(sl
         newest_of_run(run, [run])
 
 
-def tasks(folder: Path, port: int, *signalled: Callback, resume: bool | Path = False) -> list[int]:
-    """How the two tasks of a SLURM job end, each a fork of this process; the callbacks are the second one's alone."""
-    children = []
-    for rank in (0, 1):
-        if (child := os.fork()) != 0:
-            children.append(child)
-            continue
-        code = 1
-        try:
-            places = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": rank, "LOCALID": rank}
-            os.environ |= {f"SLURM_{name}": str(value) for name, value in places.items()}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            torch.manual_seed(5)
-            parts = signalled if rank else ()
-            fit(folder, "DEQReg", *parts, resume=resume, devices=2, strategy="ddp")
-            code = 0
-        except Requeued:
-            code = 99
-        except SystemExit:
-            code = 143
-        finally:
-            os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def task(folder: Path) -> None:
+    """What each of two tasks does: a whole training; one that the second task's signals stop twice."""
+    together = {"devices": 2, "strategy": "ddp", "plugins": [SLURMEnvironment()]}
+    second, run = os.environ["SLURM_PROCID"] == "1", folder / "run"
+    torch.manual_seed(5)
+    fit(folder / "whole", "DEQReg", **together)
+    torch.manual_seed(5)
+    with pytest.raises(Requeued):
+        fit(run, "DEQReg", *([Stop(2, number=signal.SIGUSR1)] if second else []), **together)
+    with pytest.raises(SystemExit):
+        fit(run, "DEQReg", *([Stop(5)] if second else []), resume=run / "hpc_ckpt_1.ckpt", **together)
+    assert read_checkpoint(run / "last.ckpt")["global_step"] == 6
+    fit(run, "DEQReg", resume=True, **together)
 
 
 @pytest.mark.slow
@@ -221,17 +215,26 @@ def test_two_tasks_of_slurm_stop_at_one_batch_and_go_on_as_if_they_had_not(slurm
     """E4: the handlers waited for one another; DEQReg's last states and the random states are each task's own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    assert tasks(slurm / "whole", port) == [0, 0]
-    run, at = slurm / "run", Stop(2, number=signal.SIGUSR1)
-    assert tasks(run, port, at) == [99, 99]
+        port = str(free.getsockname()[1])
+    program = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import torch; torch.set_num_threads(1)\n"
+    )
+    program += "from pathlib import Path; import test_resuming; test_resuming.task(Path(sys.argv[1]))"
+    processes = []
+    for rank in "01":
+        places = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        words = [sys.executable, "-c", program, str(slurm)]
+        said = subprocess.PIPE
+        processes.append(
+            subprocess.Popen(words, env=os.environ | places, stdout=said, stderr=subprocess.STDOUT, text=True)
+        )
+    texts = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], texts[1][-3000:]
     assert (slurm / "asked").read_text() == "requeue 77\n"
-    saved = read_checkpoint(run / "hpc_ckpt_1.ckpt")
+    saved = read_checkpoint(slurm / "run/hpc_ckpt_1.ckpt")
     assert saved["global_step"] == 3 and len(saved[STATES]) == len(saved[LAST]) == 2
-    assert tasks(run, port, Stop(5), resume=run / "hpc_ckpt_1.ckpt") == [143, 143]
-    assert read_checkpoint(run / "last.ckpt")["global_step"] == 6
-    assert tasks(run, port, resume=True) == [0, 0]
-    mine, whole = (read_checkpoint(folder / "last.ckpt")["state_dict"] for folder in (run, slurm / "whole"))
+    mine, whole = (read_checkpoint(slurm / name / "last.ckpt")["state_dict"] for name in ("run", "whole"))
     assert equal([*mine.values()], [*whole.values()])
 
 
@@ -273,13 +276,19 @@ def test_a_resumed_training_obeys_another_learning_rate(gamma, tmp_path) -> None
         rates(tmp_path, 9, 0.1, 0.3, other, last)
 
 
-def test_workers_read_what_no_worker_reads_also_after_a_resume(whole, tmp_path) -> None:
-    """The loader's processes read ahead: the first epoch after a resume had the order of epoch 0."""
+def test_loaders_in_processes_of_their_own_go_on_too(whole, tmp_path) -> None:
+    """They read ahead, so that the first epoch after a resume had the order of epoch 0. They are forked from a process
+    that has used the compiled loops, which they must not use then: their pairs are equal to rounding."""
     _, pairs = whole("VoxelMorph")
+    warp(torch.rand(1, 1, *SIZE), torch.rand(1, 2, *SIZE))
+    once, all_read = fit(tmp_path / "whole", "VoxelMorph", num_workers=1)
+    for mine, others in zip(all_read, pairs, strict=True):
+        torch.testing.assert_close(mine, others, rtol=1e-4, atol=1e-4)
     with pytest.raises(SystemExit):
-        fit(tmp_path, "VoxelMorph", Stop(4), num_workers=1)
-    _, read = fit(tmp_path, "VoxelMorph", resume=True, num_workers=1)
-    assert 0 < len(read) < STEPS and equal(read, pairs[-len(read) :])
+        fit(tmp_path / "run", "VoxelMorph", Stop(4), num_workers=1)
+    again, read = fit(tmp_path / "run", "VoxelMorph", resume=True, num_workers=1)
+    assert 0 < len(read) < STEPS and equal(read, all_read[-len(read) :])
+    assert equal([*again.state_dict().values()], [*once.state_dict().values()])
 
 
 def test_a_pair_is_changed_by_seed_epoch_and_place_alone() -> None:
