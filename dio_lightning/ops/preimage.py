@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dio_lightning.ops.forked import compiles
 from dio_lightning.ops.sampling import interpolate
 
 TOLERANCE = 1e-6
@@ -24,7 +25,7 @@ def preimages(u: Tensor, points: Tensor) -> Tensor:
         points: in voxels of that grid; computed in float64 whatever they are.
     """
     field, y = u.detach(), points.detach().double()
-    if u.device.type == "cpu":
+    if compiles(u):
         from dio_lightning.ops import preimage_numba  # compiled on first use, as feature matching is
 
         return preimage_numba.newton(field, y, TOLERANCE, STEPS, FLAT)

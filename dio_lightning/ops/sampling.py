@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dio_lightning.ops import sampling_reference as reference
+from dio_lightning.ops.forked import compiles
 
 
 def interpolate(image: Tensor, points: Tensor, padding: str = "border", relative: bool = False) -> Tensor:
@@ -24,13 +25,11 @@ def interpolate(image: Tensor, points: Tensor, padding: str = "border", relative
     return _Interpolate.apply(image, points, padding, relative)
 
 
-@torch.library.custom_op("dio::interpolate", mutates_args=())
-def _interpolate(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
+def _plain(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
     return reference.native(image, reference.absolute(points) if relative else points, "bilinear", padding)
 
 
-@torch.library.custom_op("dio::interpolate_backward", mutates_args=())
-def _interpolate_backward(
+def _plain_backward(
     gradient: Tensor, image: Tensor, points: Tensor, padding: str, relative: bool, needs: list[bool]
 ) -> tuple[Tensor, Tensor]:
     where = reference.absolute(points) if relative else points
@@ -38,8 +37,14 @@ def _interpolate_backward(
     return of_image if needs[0] else image.new_empty(0), of_points if needs[1] else points.new_empty(0)
 
 
+_interpolate = torch.library.custom_op("dio::interpolate", _plain, mutates_args=())
+_interpolate_backward = torch.library.custom_op("dio::interpolate_backward", _plain_backward, mutates_args=())
+
+
 @_interpolate.register_kernel("cpu")
 def _interpolate_cpu(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
+    if not compiles(image):
+        return _plain(image, points, padding, relative)
     from dio_lightning.ops import sampling_numba  # compiled on first use, as feature matching is
 
     return sampling_numba.interpolate(image, points, padding, relative)
@@ -49,6 +54,8 @@ def _interpolate_cpu(image: Tensor, points: Tensor, padding: str, relative: bool
 def _interpolate_backward_cpu(
     gradient: Tensor, image: Tensor, points: Tensor, padding: str, relative: bool, needs: list[bool]
 ) -> tuple[Tensor, Tensor]:
+    if not compiles(image):
+        return _plain_backward(gradient, image, points, padding, relative, needs)
     from dio_lightning.ops import sampling_numba
 
     return sampling_numba.backward(gradient, image, points, padding, relative, needs)
