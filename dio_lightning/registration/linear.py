@@ -100,13 +100,24 @@ def align(
         for rate in (0.3, 0.1):
             matrices = work.solve(matrices, kind, 30, rate)
         matrices = matrices[np.argsort(-work.information(matrices))[: 3 if index < len(kinds) - 1 else 2]]
-    finer = _Work.at(fixed, moving, max(edge / 2, float(fixed.grid.spacing.min())), 0.0)
+    finer = _Work.at(fixed, moving, edge / 2, 0.0)
     tell(f"{kinds[-1]}, {edge / 2:.3g} mm")
     matrices = finer.solve(matrices, kinds[-1], 15, 0.2)
-    best = matrices[int(np.argmax(finer.information(matrices)))][None]
-    for rate in (0.1, 0.03, 0.01):
-        best = finer.solve(best, kinds[-1], 20, rate)
-    return best[0]
+    for rate, shift in ((0.1, 0.5), (0.05, -0.3), (0.02, 0.2)):
+        best = matrices[np.argsort(-finer.information(matrices))[:1]]
+        matrices = np.concatenate([best, finer.solve(_beside(best[0], finer.grid, shift), kinds[-1], 15, rate)])
+    return matrices[int(np.argmax(finer.information(matrices)))]
+
+
+def _beside(matrix: NDArray[np.float64], grid: ImageGrid, shift: float) -> Matrices:
+    """A matrix with the grid moved by a share of a voxel along all axes, either way.
+
+    A solve starts from an image that is resampled, and whatever moves it from there blurs it: where it starts is the
+    best for that reason alone, so that no solve may start where the last one has ended.
+    """
+    steps = np.stack([np.eye(4), np.eye(4)])
+    steps[:, :3, 3] = np.outer([shift, -shift], grid.affine[:3, : len(grid.size)].sum(1))
+    return matrix @ steps
 
 
 def _in_world(z: Float[Tensor, "b d k"], kind: Kind, grid: ImageGrid) -> Matrices:
