@@ -207,10 +207,9 @@ class BoundDescent:
     def quiet(self, slope: Float[Tensor, "b d *s"], part: int, value: Float[Tensor, " b"]) -> Float[Tensor, "b d *s"]:
         """The slope, but zero for a sample where images that agree have as large a one: that is no direction.
 
-        The fixed features beside themselves have a slope of rounding, and, where a similarity counts windows of little
-        contrast as uncorrelated, one towards more contrast. Solvers that divide by the gradient's size would
-        follow it all the same. Where a term does not rest at agreement (`Term.rests`), its value says whether the
-        images agree. A slope that is differentiated stays as it is.
+        The fixed features beside themselves have a slope of rounding, which solvers that divide by the gradient's size
+        would follow all the same. Where a term does not rest at agreement (`Term.rests`), such as one that likes
+        contrast, its value says whether the images agree. A slope that is differentiated stays as it is.
         """
         term = self.terms[part]
         if torch.is_grad_enabled() or not term.compares:
