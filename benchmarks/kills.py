@@ -78,7 +78,7 @@ def killed(work: Child, longest: float, kind: str, draw: random.Random) -> int:
     if kind == "writing":
         return ended(begun(lambda: (torn(draw.randrange(6)), work())))
     child = begun(work)
-    time.sleep(draw.uniform(0.2, 1) * longest)
+    time.sleep(draw.uniform(0, longest))
     os.kill(child, getattr(signal, kind))
     return ended(child)
 
@@ -202,11 +202,13 @@ def main(args: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, draw = Path(name), random.Random(options.seed)
         table = images(folder)
-        for title, counts in (
-            ("trainings", trainings(folder, table, options.trainings, draw, options.workers)),
-            ("predictions", predictions(folder, table, options.predictions, draw)),
-            ("caches", caches(folder, table, options.caches, draw)),
-        ):
+        works: dict[str, Callable[[], Counter[str]]] = {
+            "trainings": lambda: trainings(folder, table, options.trainings, draw, options.workers),
+            "predictions": lambda: predictions(folder, table, options.predictions, draw),
+            "caches": lambda: caches(folder, table, options.caches, draw),
+        }
+        for title, work in works.items():
+            counts = work()
             print(title, dict(sorted(counts.items())), flush=True)
             wrong += sum(value for key, value in counts.items() if key.startswith(("other", "leftovers")))
     sys.exit(wrong > 0)

@@ -1,20 +1,31 @@
-"""Two processes say, and write, what one does, for any number of pairs (E8)."""
+"""Two processes say, and write, what one does, for any number of pairs (E8), and stop together (E4)."""
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from test_resuming import Stop, equal, fit, slurm_job
 from torch.utils.data import DataLoader, DistributedSampler
 from trainings import build, trainer
 
 from data_modules import SyntheticPairs
 from data_modules.dealing import DealtBatches
 from dio_lightning.callbacks import FieldWriter, RegistrationScores
+from dio_lightning.callbacks.random_states import STATES
+from dio_lightning.callbacks.signals import Requeued
+from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.modules import DIO
+from dio_lightning.modules.deqreg import LAST
 from dio_lightning.processes import of_all, reads_again
 
 ROOT = Path(__file__).parents[1]
@@ -67,37 +78,71 @@ def everything(folder: Path, **settings: object) -> None:
             (place / "scores.json").write_text(json.dumps(scores))
 
 
+def stopped(folder: Path) -> None:
+    """Each of two tasks: a training; another one, in which signals to the second task stop both, twice."""
+    together = {"devices": 2, "strategy": "ddp", "plugins": [SLURMEnvironment()]}
+    second, run = os.environ["SLURM_PROCID"] == "1", folder / "run"
+    torch.manual_seed(5)
+    fit(folder / "whole", "DEQReg", **together)
+    torch.manual_seed(5)
+    with pytest.raises(Requeued):
+        fit(run, "DEQReg", *([Stop(2, number=signal.SIGUSR1)] if second else []), **together)
+    with pytest.raises(SystemExit):
+        fit(run, "DEQReg", *([Stop(5)] if second else []), resume=run / "hpc_ckpt_1.ckpt", **together)
+    assert read_checkpoint(run / "last.ckpt")["global_step"] == 6
+    fit(run, "DEQReg", resume=True, **together)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """What two tasks of a SLURM job leave that do all of this."""
+    folder = tmp_path_factory.mktemp("two")
+    program = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pathlib import Path\n"
+    program += "import test_processes as here; here.torch.set_num_threads(1); folder = Path(sys.argv[1])\n"
+    program += "here.everything(folder, devices=2, strategy='ddp', limit_train_batches=2); here.stopped(folder)"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    own |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-c", program, str(folder)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    tasks = [subprocess.Popen(words, env=os.environ | own | slurm_job(folder, 2, rank), **pipes) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as readers:
+        said = list(readers.map(lambda task: task.communicate(timeout=500)[0], tasks))
+    assert [task.returncode for task in tasks] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    return folder
+
+
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path, rows) -> None:
+def test_tasks_of_slurm_stop_at_one_batch_and_go_on_as_if_they_had_not(two) -> None:
+    """E4: the handlers waited for one another; DEQReg's last states and the random states are each task's own."""
+    assert (two / "asked").read_text() == "requeue 77\n"
+    saved = read_checkpoint(two / "run/hpc_ckpt_1.ckpt")
+    assert saved["global_step"] == 3 and len(saved[STATES]) == len(saved[LAST]) == 2
+    mine, whole = (read_checkpoint(two / name / "last.ckpt")["state_dict"] for name in ("run", "whole"))
+    assert equal([*mine.values()], [*whole.values()])
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(two, tmp_path, rows) -> None:
     """E8: val/loss counted a pair twice, one pair was an assertion, `ddp` a traceback where levels open late."""
-    script = tmp_path / "two.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "import torch; torch.set_num_threads(1)\nfrom pathlib import Path\nfrom test_processes import everything\n"
-        "everything(Path(sys.argv[1]), devices=2, strategy='ddp', limit_train_batches=2)\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "two")], capture_output=True, text=True, timeout=500,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-3000:]
     # a step of two processes with a pair each is one of two pairs
-    everything(tmp_path / "one", accumulate_grad_batches=2, limit_train_batches=4)
+    everything(tmp_path, accumulate_grad_batches=2, limit_train_batches=4)
     for name, pairs in CASES:
-        one, two = (tmp_path / which / f"{name}_{pairs}" for which in ("one", "two"))
-        expected, scores = (json.loads((place / "scores.json").read_text()) for place in (one, two))
+        one, other = (folder / f"{name}_{pairs}" for folder in (tmp_path, two))
+        expected, scores = (json.loads((place / "scores.json").read_text()) for place in (one, other))
         assert expected.keys() == scores.keys() and "fit val/loss" in scores and "validate val_loss" in scores
         for key in (key for key in expected if "seconds" not in key and "peak" not in key):
             # of trained weights to what the order of a sum does in Adam's first steps, of fixed ones to rounding
             close = 2e-3 if key.startswith(("fit", "weight")) else 1e-6
             assert scores[key] == pytest.approx(expected[key], rel=close, abs=1e-5), (name, pairs, key)
-        assert rows(one) == rows(two) and len(rows(one)) == pairs
-        summaries = [json.loads((place / "summary.json").read_text()) for place in (one, two)]
+        assert rows(one) == rows(other) and len(rows(one)) == pairs
+        summaries = [json.loads((place / "summary.json").read_text()) for place in (one, other)]
         assert summaries[0]["dice"] == summaries[1]["dice"]
         files = sorted(path.name for path in (one / "fields").iterdir())
-        assert files == sorted(path.name for path in (two / "fields").iterdir()) and len(files) == 2 * pairs
+        assert files == sorted(path.name for path in (other / "fields").iterdir()) and len(files) == 2 * pairs
         for file in files:
-            assert (one / "fields" / file).read_bytes() == (two / "fields" / file).read_bytes()
+            assert (one / "fields" / file).read_bytes() == (other / "fields" / file).read_bytes()
 
 
 def test_ddp_is_told_of_levels_that_open_late_alone(tmp_path) -> None:

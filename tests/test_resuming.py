@@ -3,9 +3,6 @@
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +23,11 @@ from data_modules.augment.base import Augmentation, Augmented
 from data_modules.drawing import PairSampler, Reproducible, ResumableLoader
 from dio_lightning.callbacks import Last, RandomStates, StopAtSignal
 from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
-from dio_lightning.callbacks.random_states import STATES
 from dio_lightning.callbacks.signals import Requeued
 from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.checkpoints import AtomicCheckpointIO
 from dio_lightning.fields import warp
 from dio_lightning.modules import DEQReg
-from dio_lightning.modules.deqreg import LAST
 from dio_lightning.resuming import newest_of_run
 from dio_lightning.run_folders import queued_again
 
@@ -65,6 +60,18 @@ class Few(PairDataModule):
         if self.trainer.training:  # type: ignore[union-attr]
             self.read.append(torch.cat([batch["fixed"], batch["moving"]]))
         return batch
+
+
+def slurm_job(folder: Path, tasks: int, rank: int) -> dict[str, str]:
+    """The variables of job 77 of a SLURM whose `scontrol` writes down in the folder what it was asked."""
+    program = folder / "bin/scontrol"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\n')
+    program.chmod(0o755)
+    settings = {"NTASKS": tasks, "NTASKS_PER_NODE": tasks, "JOB_ID": 77, "JOB_NAME": "fit", "NODEID": 0}
+    settings |= {"PROCID": rank, "LOCALID": rank}
+    places = {f"SLURM_{name}": str(value) for name, value in settings.items()}
+    return places | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
 
 
 class Stop(Callback):
@@ -157,15 +164,9 @@ def test_a_training_stopped_in_validation_validates_again_and_ends_the_same(at, 
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Path:
-    """The job 77 of a SLURM with one task, whose `scontrol` writes down what it was asked."""
-    settings = {"NTASKS": 1, "JOB_ID": 77, "PROCID": 0, "LOCALID": 0, "NODEID": 0, "JOB_NAME": "fit"}
-    for name, value in settings.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
-    program = tmp_path / "bin/scontrol"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    """The folder of a SLURM job with one task."""
+    for name, value in slurm_job(tmp_path, 1, 0).items():
+        monkeypatch.setenv(name, value)
     return tmp_path
 
 
@@ -193,49 +194,6 @@ def test_slurms_signal_saves_at_the_end_of_the_batch_and_queues_the_job_again(sl
     (run / "hpc_ckpt_1.ckpt").unlink()
     with pytest.raises(ValueError, match=r"hpc_ckpt_10.ckpt is not a readable checkpoint.*; .*last.ckpt is not"):
         newest_of_run(run, [run])
-
-
-def task(folder: Path) -> None:
-    """What each of two tasks does: a whole training; one that the second task's signals stop twice."""
-    together = {"devices": 2, "strategy": "ddp", "plugins": [SLURMEnvironment()]}
-    second, run = os.environ["SLURM_PROCID"] == "1", folder / "run"
-    torch.manual_seed(5)
-    fit(folder / "whole", "DEQReg", **together)
-    torch.manual_seed(5)
-    with pytest.raises(Requeued):
-        fit(run, "DEQReg", *([Stop(2, number=signal.SIGUSR1)] if second else []), **together)
-    with pytest.raises(SystemExit):
-        fit(run, "DEQReg", *([Stop(5)] if second else []), resume=run / "hpc_ckpt_1.ckpt", **together)
-    assert read_checkpoint(run / "last.ckpt")["global_step"] == 6
-    fit(run, "DEQReg", resume=True, **together)
-
-
-@pytest.mark.slow
-def test_two_tasks_of_slurm_stop_at_one_batch_and_go_on_as_if_they_had_not(slurm) -> None:
-    """E4: the handlers waited for one another; DEQReg's last states and the random states are each task's own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    program = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import torch; torch.set_num_threads(1)\n"
-    )
-    program += "from pathlib import Path; import test_resuming; test_resuming.task(Path(sys.argv[1]))"
-    processes = []
-    for rank in "01":
-        places = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
-        places |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, "-c", program, str(slurm)]
-        said = subprocess.PIPE
-        processes.append(
-            subprocess.Popen(words, env=os.environ | places, stdout=said, stderr=subprocess.STDOUT, text=True)
-        )
-    texts = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], texts[1][-3000:]
-    assert (slurm / "asked").read_text() == "requeue 77\n"
-    saved = read_checkpoint(slurm / "run/hpc_ckpt_1.ckpt")
-    assert saved["global_step"] == 3 and len(saved[STATES]) == len(saved[LAST]) == 2
-    mine, whole = (read_checkpoint(slurm / name / "last.ckpt")["state_dict"] for name in ("run", "whole"))
-    assert equal([*mine.values()], [*whole.values()])
 
 
 def rates(folder: Path, epochs: int, lr: float, decay: float, gamma: float | None, start: Path | None = None) -> list:

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import tempfile
+import time
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,6 +27,10 @@ ANALYZE = (".hdr", ".img", ".mat")
 Cache = bool | Literal["memory", "disk", "none"]
 Mode = Literal["memory", "disk", "none"]
 Stamp = tuple[tuple[int, ...] | None, ...]
+WRITING = ".writing."
+"""How the names of files begin that are not whole yet."""
+A_DAY = 86400.0
+"""Seconds after which nobody writes one any more."""
 
 
 def cache_mode(cache: Cache) -> Mode:
@@ -91,6 +96,11 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # what killed processes, of this machine or another one, left half-written
+        for path in folder.glob(f"{WRITING}*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > A_DAY:
+                    path.unlink()
 
     def load(self, key: str) -> dict[str, Tensor] | None:
         """The tensors under a key; None if there are none, or none that can be read."""
@@ -118,7 +128,7 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # a random name: processes of two machines may have one number
-            handle, temporary = tempfile.mkstemp(prefix=".writing.", dir=self.folder)
+            handle, temporary = tempfile.mkstemp(prefix=WRITING, dir=self.folder)
             os.close(handle)
             torch.save(tensors, temporary)
             with suppress(FileNotFoundError):  # the folder was emptied meanwhile
