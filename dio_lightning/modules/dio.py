@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from dio_lightning.features import FeaturePyramid, Intensity
+from dio_lightning.features import FeaturePyramid, Intensity, Posteriors
 from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
@@ -38,13 +38,14 @@ class DIO(IterativeModule):
             computed nor scored. All are open from the start by default.
         refine: see `RegistrationModule`.
         anatomy: a loss of (logarithm of the features, label) at every open level, for features that are probabilities
-            (`Posteriors`): MONAI's `DiceCELoss` with `to_onehot_y` and `softmax`. Without an objective it trains alone,
-            and training solves nothing.
+            (`Posteriors`): `DiceCrossEntropy`, or MONAI's `DiceCELoss` with `to_onehot_y` and `softmax`. Without an
+            objective it trains alone, and training solves nothing.
         anatomy_weight: its weight beside the objective.
         symmetric: every training step registers its pairs both ways; the features are computed once.
 
     Raises:
-        ValueError: if iterations, levels and opens differ in number, or opens does not start at 0 and rise.
+        ValueError: if iterations, levels and opens differ in number, or opens does not start at 0 and rise, or features
+            that are no `Posteriors` have a loss of their own.
     """
 
     open_levels: Tensor
@@ -75,6 +76,10 @@ class DIO(IterativeModule):
             raise ValueError(
                 f"opens is {opens}, expected {len(levels)} rising steps that start at 0, one for each of "
                 f"features.levels {list(levels)}"
+            )
+        if anatomy is not None and not isinstance(features, Posteriors):
+            raise ValueError(
+                f"features are {type(features).__name__}, expected Posteriors, as they have a loss (anatomy)"
             )
         self.features, self.layer, self.opens = features, layer, opens
         self.anatomy, self.anatomy_weight, self.symmetric = anatomy, anatomy_weight, symmetric
@@ -172,8 +177,9 @@ class DIO(IterativeModule):
         """
         if "fixed_label" not in work or "moving_label" not in work:
             raise ValueError("The loss of the features needs labels, but the pair has no fixed_label and moving_label.")
-        losses = []
-        for fixed, moving, grid in zip(pyramids.fixed, pyramids.moving, pyramids.grids or (), strict=True):
+        assert isinstance(self.features, Posteriors)
+        losses, sides = [], [self.features.probabilities(x) for x in (pyramids.fixed, pyramids.moving)]
+        for fixed, moving, grid in zip(*sides, pyramids.grids or (), strict=True):
             matrix = grid.matrix().to(fixed.device).expand(len(fixed), 4, 4)
             for features, label in ((fixed, work["fixed_label"]), (moving, work["moving_label"])):
                 at_level = seen_from(label, matrix, grid.size, "nearest", "border")
