@@ -72,7 +72,12 @@ def trained_config(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such checkpoint, or no config in it or beside it.
         ValueError: not a checkpoint.
     """
-    config = yaml.safe_load(config_text(path)) or {}
+    return _lasting(config_text(path))
+
+
+def _lasting(text: str) -> dict[str, Any]:
+    """What of a resolved config (its YAML) concerns other runs."""
+    config = yaml.safe_load(text) or {}
     kept = {key: config[key] for key in ("seed_everything", "model", "data") if config.get(key) is not None}
     callbacks = (config.get("trainer") or {}).get("callbacks")
     return kept | ({"trainer": {"callbacks": callbacks}} if callbacks else {})
@@ -100,18 +105,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def export_weights(
-    checkpoint: Path, out: Path, overwrite: bool = False, half: bool = False, card: Path | None = None
+    checkpoint: Path,
+    out: Path,
+    overwrite: bool = False,
+    half: bool = False,
+    card: Path | None = None,
+    config: Path | None = None,
 ) -> list[Path]:
     """Write a checkpoint's weights to `out` (.safetensors) and its resolved config to the .yaml beside it.
 
     With `half`, weights are rounded to float16, in half the space; they are float32 again when loaded. With a card (a
-    YAML file of `models.Card`), config and card lie in the file itself, and there is none beside it.
+    YAML file of `models.Card`), config and card lie in the file itself, and there is none beside it. The config may be
+    another than the training's: one that a test or validation left, with other settings of the solver.
 
     Returns:
         The files that were written.
 
     Raises:
-        FileNotFoundError: no such checkpoint, or no such card.
+        FileNotFoundError: no such checkpoint, card or config.
         FileExistsError: an output is there and overwrite is off.
         ValueError: `out` does not end in .safetensors, not a checkpoint, or not a card.
     """
@@ -121,7 +132,8 @@ def export_weights(
     for file in files:
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists: choose another name, or pass --overwrite")
-    text = yaml.safe_dump(_portable(trained_config(checkpoint)), sort_keys=False)
+    resolved = config_text(checkpoint) if config is None else config.read_text(encoding="utf-8")
+    text = yaml.safe_dump(_portable(_lasting(resolved)), sort_keys=False)
     state = read_checkpoint(checkpoint)["state_dict"]
     weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
     if half:

@@ -126,11 +126,14 @@ def _export(argv: list[str]) -> None:
     parser.add_argument("--half", action="store_true", help="round the weights to float16, in half the space")
     card = "YAML of a model's card (docs/models.md): config and card then lie in the file itself"
     parser.add_argument("--card", type=Path, metavar="FILE", help=card)
+    config = "resolved config in place of the training's, such as config_validate.yaml of a run with another solver"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=config)
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options = parser.parse_args(argv)
     from dio_lightning.checkpoints import export_weights
 
-    files = export_weights(options.ckpt_path, options.out, options.overwrite, options.half, options.card)
+    settings = {name: value for name, value in vars(options).items() if name != "ckpt_path"}
+    files = export_weights(options.ckpt_path, **settings)
     print(f"wrote {' and '.join(map(str, files))}")
 
 

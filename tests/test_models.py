@@ -141,6 +141,18 @@ def test_a_file_that_carries_all_is_the_checkpoint_it_was_made_from(trained, tin
         command("export", "--ckpt_path", trained / "checkpoints/last.ckpt", "--card", trained / "card.yaml", tiny)
 
 
+def test_a_file_may_carry_the_settings_that_were_validated(trained, command, tmp_path):
+    validate = ["validate", "--ckpt_path", trained / "checkpoints/last.ckpt", "--trainer.default_root_dir", "v"]
+    command(*validate, "--model.layer.iterations", "[2,1]")
+    export = ["export", "--ckpt_path", trained / "checkpoints/last.ckpt", "--config", "v/config_validate.yaml"]
+    command(*export, "--card", trained / "card.yaml", "out.safetensors")
+    command(*export, "plain.safetensors")
+    for name in ("out", "plain"):
+        module = dio_lightning.load(tmp_path / f"{name}.safetensors")
+        assert isinstance(module, DIO) and list(module.layer.iterations) == [2, 1]
+        assert str(tmp_path) not in config_text(tmp_path / f"{name}.safetensors")
+
+
 def test_what_has_been_altered_or_is_of_another_version_or_network_is_refused(tiny, command, capsys):
     whole = tiny.read_bytes()
     tiny.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
