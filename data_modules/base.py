@@ -1,14 +1,15 @@
 """The data module of image pairs: seeded loaders and the batch contract."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from lightning import LightningDataModule
-from torch import Generator, Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from data_modules.dealing import DealtBatches, processes
+from data_modules.drawing import PairSampler, Reproducible, ResumableLoader
 from dio_lightning.pair import Pair
 
 Split = Literal["train", "val", "test"]
@@ -16,38 +17,6 @@ FILES = ("fixed_file", "moving_file")
 """Keys of a sample that name the files of its images."""
 Sample = dict[str, Any]
 """One pair as in `Pair`, without the batch axis; ids are strings."""
-
-
-def generator(*key: object) -> Generator:
-    """A random stream that depends on the key alone: not on the process, the order of calls or the machine."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
-
-
-class PairSampler(DistributedSampler):
-    """Training indices of one epoch, a function of (seed, epoch): a resumed run draws what the first would have drawn.
-
-    Every index comes once before any comes twice. Being a `DistributedSampler`, it is not wrapped again by Lightning,
-    which calls `set_epoch`; the processes draw disjoint parts of the same order.
-    """
-
-    def __init__(
-        self, dataset: Dataset, draws: int, seed: int = 0, replicas: int | None = None, rank: int | None = None
-    ) -> None:
-        """`draws` pairs per epoch and process; replicas and rank default to those of the process group."""
-        running = distributed.is_available() and distributed.is_initialized()
-        world = distributed.get_world_size() if running else 1
-        place = distributed.get_rank() if running else 0
-        super().__init__(dataset, world if replicas is None else replicas, place if rank is None else rank, seed=seed)
-        self.num_samples = draws
-        self.total_size = draws * self.num_replicas
-
-    def __iter__(self) -> Iterator[int]:
-        """Indices of this process for the current epoch."""
-        size, stream = len(cast(Sequence, self.dataset)), generator("epoch", self.seed, self.epoch)
-        rounds = -(-self.total_size // size)
-        order = torch.cat([torch.randperm(size, generator=stream) for _ in range(rounds)])
-        return iter(order[self.rank : self.total_size : self.num_replicas].tolist())
 
 
 def collate(samples: Sequence[Sample]) -> Pair:
@@ -77,12 +46,16 @@ class PairDataModule(LightningDataModule):
 
     Training draws `steps_per_epoch` batches per process and epoch (default: `pairs_per_epoch` shared by the
     processes); validation, test and prediction read their list once, in order. Prediction reads the test pairs.
+    What is random about a training pair depends on the seed, the epoch and the place in it alone, so that a run that
+    is resumed, in the middle of an epoch too, or reads with another number of workers, trains with the same pairs.
     """
 
     def __init__(
         self, batch_size: int = 1, num_workers: int = 0, steps_per_epoch: int | None = None, seed: int = 0
     ) -> None:
         super().__init__()
+        # of more processes than pairs, some predict nothing
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value, least in [
             ("batch_size", batch_size, 1),
             ("num_workers", num_workers, 0),
@@ -128,22 +101,28 @@ class PairDataModule(LightningDataModule):
         sampler = PairSampler(dataset, 1, self.seed)
         shared = -(-self.pairs_per_epoch() // sampler.num_replicas)
         draws = self.steps_per_epoch * self.batch_size if self.steps_per_epoch else shared
-        return self._loader(dataset, PairSampler(dataset, draws, self.seed))
+        return self._loader(Reproducible(dataset), PairSampler(dataset, draws, self.seed))
 
     def val_dataloader(self) -> DataLoader:
         """The validation pairs in order."""
-        return self._loader(self.dataset("val"))
+        return self._in_order(self.dataset("val"))
 
     def test_dataloader(self) -> DataLoader:
         """The test pairs in order."""
-        return self._loader(self.dataset("test"))
+        return self._in_order(self.dataset("test"))
 
     def predict_dataloader(self) -> DataLoader:
         """The test pairs in order."""
-        return self._loader(self.dataset("test"))
+        return self._in_order(self.dataset("test"), even=False)
 
-    def _loader(self, dataset: Dataset, sampler: PairSampler | None = None) -> DataLoader:
-        return DataLoader(
+    def _in_order(self, dataset: Dataset, even: bool = True) -> DataLoader:
+        """The batches of one process, dealt to all; none twice unless they must have as many."""
+        several = processes()[0] > 1
+        return self._loader(dataset, DealtBatches(dataset, self.batch_size, even) if several else None)
+
+    def _loader(self, dataset: Dataset, sampler: DistributedSampler | None = None) -> DataLoader:
+        kind = ResumableLoader if isinstance(sampler, PairSampler) else DataLoader
+        return kind(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -151,4 +130,6 @@ class PairDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            # seeds workers, from a state of its own: reading must not move the state that a training draws from
+            generator=torch.Generator(),
         )

@@ -4,7 +4,7 @@ import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 import yaml
@@ -44,9 +44,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: object = None
     ) -> None:
-        """Write a checkpoint; whoever opens the path sees the old one or the new one, even if the machine stops."""
+        """Write a checkpoint; whoever opens the path sees the old one or the new one, even if the machine stops.
+
+        Raises:
+            OSError: with the path, if it cannot be written.
+        """
         with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
+            remembering = _Remembering(file)
+            try:
+                torch.save(checkpoint, cast(IO[bytes], remembering))
+            except RuntimeError:
+                if remembering.error is not None:
+                    raise remembering.error from None
+                raise
             file.flush()
             os.fsync(file.fileno())
 
@@ -63,6 +73,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: not a checkpoint, or one that has been cut or altered since it was written.
         """
         return read_checkpoint(path, map_location, weights_only is not False)
+
+
+class _Remembering:
+    """A file to write to that keeps what the system said: torch makes `unexpected pos` of a full disk."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write it."""
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        """Nothing waits here."""
 
 
 def trained_config(path: Path) -> dict[str, Any]:

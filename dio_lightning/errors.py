@@ -28,16 +28,17 @@ def debugging() -> bool:
 def user_message(error: Exception) -> str | None:
     """The message of an error that is the user's to mend; None for a bug.
 
-    A missing or existing file and a refused configuration always are. A ValueError is one while objects are built and
-    data are checked; once steps run, only if this package raised it on purpose.
+    What the system says of a file, a missing or existing one and a refused configuration always are. A ValueError is
+    one while objects are built and data are checked; once steps run, only if this package raised it on purpose.
     """
     text = str(error)
-    if isinstance(
-        error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError | PermissionError
-    ):
-        return f"{error.filename}: {error.strerror}" if error.filename is not None else text
+    if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FILES)):
+        reason = error.strerror or text
+        return f"{shortened(str(error.filename))}: {reason}" if error.filename is not None else reason
     if type(error).__name__ == "MisconfigurationException":
         return text
+    if type(error).__module__.startswith("wandb.errors"):
+        return f"W&B: {text.splitlines()[0] if text else type(error).__name__}"
     if isinstance(error, RuntimeError) and text.startswith("Error(s) in loading state_dict"):
         problems = text.splitlines()[1:] or [text]
         return (
@@ -46,6 +47,11 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, ValueError) and (not _in_a_step(error) or _raised_by_us(error)):
         return text
     return None
+
+
+def shortened(path: str, most: int = 120) -> str:
+    """A path for a sentence: its two ends, if it is long."""
+    return path if len(path) <= most else f"{path[: most // 2]}…{path[-most // 2 :]}"
 
 
 def times(shape: Sequence[float]) -> str:

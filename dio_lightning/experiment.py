@@ -13,23 +13,27 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dio_lightning.arguments import ordered, short, without_leftovers
-from dio_lightning.callbacks.checkpoints import Best, Last, newest
+from dio_lightning.callbacks.checkpoints import Best, Last
+from dio_lightning.callbacks.loggers import LoggedResults, finish, stay_in
+from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
 from dio_lightning.callbacks.panels import Panels
+from dio_lightning.callbacks.random_states import RandomStates
 from dio_lightning.callbacks.run_config import RunConfig
 from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.callbacks.signals import StopAtSignal
 from dio_lightning.callbacks.writer import FieldWriter
-from dio_lightning.checkpoint_files import damage, read_checkpoint
+from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.checkpoints import AtomicCheckpointIO, load_weights
 from dio_lightning.folder_cli import FolderCLI
 from dio_lightning.models.catalogue import with_models
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.modules.restoring import fill
 from dio_lightning.parsing import Parser, with_checkpoint_config
+from dio_lightning.resuming import starting_point
 from dio_lightning.run_folders import default_folder, names_folder
 from dio_lightning.shipped_configs import with_shipped
 from dio_lightning.variants import variant
@@ -108,6 +112,11 @@ class RegistrationCLI(FolderCLI):
         if config["logger"] in (None, True):
             csv = CSVLogger(root, name="logs")
             config["logger"] = [csv, TensorBoardLogger(root, name="logs", version=csv.version)]
+        elif config["logger"]:
+            loggers = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
+            here = any(isinstance(logger, CSVLogger) for logger in loggers)
+            config["logger"] = loggers if here else [*loggers, CSVLogger(root, name="logs")]
+        stay_in(root, config["logger"], anew=self.overwrite)
         config["callbacks"] = self._with_defaults(given, root, config)
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -121,10 +130,10 @@ class RegistrationCLI(FolderCLI):
         others: list[Callback] = []
         if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
             others += [Best(root / "checkpoints"), Last(root / "checkpoints")]
-        if self.subcommand == "fit" and config["logger"]:
-            others.append(LearningRateMonitor())
+        if self.subcommand == "fit":
+            others += [RandomStates(), ConfiguredOptimizers(), *([LearningRateMonitor()] if config["logger"] else [])]
         if self.subcommand == "test":
-            others.append(Panels())
+            others += [Panels(), LoggedResults()]
         if self.subcommand == "predict":
             others.append(FieldWriter())
         # last: what ends a command comes after everything that a batch leaves
@@ -163,6 +172,7 @@ class RegistrationCLI(FolderCLI):
         self.model.check_trainable()
         super().before_fit()
         self._examine()
+        self.claim_folder()
 
     def before_validate(self) -> None:
         """Refuse faulty data before anything is written."""
@@ -191,34 +201,12 @@ class RegistrationCLI(FolderCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        kwargs["ckpt_path"] = self._checkpoint(kwargs.get("ckpt_path"))
-        return kwargs
-
-    def _checkpoint(self, wanted: str | None) -> str | None:
-        """The checkpoint that Lightning shall restore; .safetensors weights are loaded here."""
-        if wanted is None or wanted == "hpc" or wanted.startswith("registry"):
-            if wanted is None and self.subcommand != "fit" and any(True for _ in self.model.parameters()):
-                rank_zero_warn("no --ckpt_path: the network's weights are untrained")
-            return wanted
-        path = Path(wanted)
-        if wanted in ("last", "best"):
-            callbacks = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-            folders = [Path(c.dirpath) for c in callbacks if c.dirpath is not None]
-            files = [newest(f) if wanted == "last" else f / "best.ckpt" for f in folders]
-            path = next((file for file in files if file is not None and file.is_file()), None)
-            if path is None and self.subcommand == "fit":
-                rank_zero_info(f"no {wanted} checkpoint under {self.trainer.default_root_dir} yet: starting afresh")
-                return None
-            if path is None:
-                raise FileNotFoundError(f"there is no {wanted} checkpoint in {' or '.join(map(str, folders))}")
-        if not path.is_file():
-            raise FileNotFoundError(f"checkpoint {path} does not exist")
-        if path.suffix == ".safetensors":
+        path = starting_point(kwargs.get("ckpt_path"), subcommand, self.trainer, self.model)
+        if isinstance(path, Path) and path.suffix == ".safetensors":
             load_weights(self.model, path)
-            return None
-        if reason := damage(path):
-            raise ValueError(f"{path} is not a readable checkpoint: {reason}")
-        return str(path)
+            path = None
+        kwargs["ckpt_path"] = None if path is None else str(path)
+        return kwargs
 
 
 def prepare() -> None:
@@ -237,7 +225,9 @@ def run(args: list[str]) -> None:
     """Parse the arguments, build the experiment and run it."""
     prepare()
     try:
-        terminated = RegistrationCLI(args).trainer.received_sigterm
+        trainer = RegistrationCLI(args).trainer
+        finish(trainer.loggers)
+        terminated = trainer.received_sigterm
     except SIGTERMException:
         terminated = True
     if terminated:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +12,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the same folder, with the same endings, that takes the place of `path` when all went well.
 
     Folders are created. The same folder, because a rename is atomic on one disk only.
+
+    Raises:
+        OSError: with the path, whatever could not be written: a disk that is full names none.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,8 +22,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        cause = system_error(error)
+        if cause is None or cause.filename not in (None, str(temporary)):
+            raise
+        raise type(cause)(cause.errno, cause.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a name that cannot be written cannot be removed either
+            temporary.unlink(missing_ok=True)
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """What the system said first of what led to an error: itself, or what was being handled when it was raised."""
+    first = None
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            first = error
+        error = error.__cause__ or error.__context__
+    return first
 
 
 def expect_free(paths: Sequence[Path], overwrite: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dio_lightning.callbacks.writer import FieldWriter
-from dio_lightning.run_folders import NAMED, check_checkpoints, check_scores, checkpoints, numbered, of_another
+from dio_lightning.run_folders import NAMED, check_checkpoints, check_scores, checkpoints, claim, numbered, of_another
 
 
 class FolderCLI(LightningCLI):
@@ -37,6 +37,11 @@ class FolderCLI(LightningCLI):
         elif self.trainer.is_global_zero and not self._config_now["ckpt_path"]:
             for path in checkpoints(root):
                 path.unlink()
+
+    def claim_folder(self) -> None:
+        """Keep other trainings out of the run's folder."""
+        if not self._dry and self.trainer.is_global_zero:
+            claim(Path(self.trainer.default_root_dir))
 
     def before_test(self) -> None:
         """Refuse to replace the scores of another configuration."""

@@ -1,9 +1,15 @@
 """Where the files of a run go by default, and whose files they may replace."""
 
+import fcntl
 import json
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from typing import TextIO
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from dio_lightning.arguments import CONFIG, content_of, short, split
 from dio_lightning.scores.summary import digest
@@ -11,6 +17,7 @@ from dio_lightning.scores.summary import digest
 RUNS = Path("runs")
 NAMED = ("last", "best", "hpc", "null", "None")
 """Checkpoints that are named by what they are, not by their path."""
+_claimed: dict[Path, TextIO] = {}
 
 
 def is_path(checkpoint: str | None) -> bool:
@@ -27,8 +34,12 @@ def default_folder(words: Sequence[str]) -> Path:
     """The folder of a run whose command line and configs name none.
 
     A test of RUN/checkpoints/best.ckpt goes to RUN/test, one of other weights to runs/test/<name of the file>; whatever
-    has no weights to start from goes to runs/<name of the config that has the model>.
+    has no weights to start from goes to runs/<name of the config that has the model>. A trial that an agent of W&B
+    starts goes to runs/sweeps/<sweep>/<trial>.
     """
+    sweep, trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if sweep and trial:
+        return RUNS / "sweeps" / sweep / trial
     command, options = words[0], split(words[1:])[1]
     given = {option.name: option.value for option in options}
     checkpoint = given.get("--ckpt_path")
@@ -84,7 +95,8 @@ def check_checkpoints(folder: Path, checkpoint: str | None) -> None:
         FileExistsError: the folder holds checkpoints, and the training goes on from none of them.
     """
     present = checkpoints(folder)
-    if not present or checkpoint in ("last", "best", "hpc") or any(folder.glob("hpc_ckpt_*.ckpt")):
+    goes_on = checkpoint in ("last", "best", "hpc") or (checkpoint is None and queued_again(folder))
+    if not present or goes_on:
         return
     if checkpoint is not None and Path(checkpoint).resolve().parent == present[0].resolve().parent:
         return
@@ -92,6 +104,40 @@ def check_checkpoints(folder: Path, checkpoint: str | None) -> None:
         f"{folder} holds the checkpoints of another run: go on from them with --ckpt_path last, choose another "
         "--trainer.default_root_dir, or replace them with --overwrite"
     )
+
+
+def claim(folder: Path) -> None:
+    """Keep other trainings out of a folder until this process ends, however it ends.
+
+    Raises:
+        FileExistsError: another process trains into it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = (folder / ".training").resolve()
+    if path in _claimed:
+        return
+    file = path.open("a+", encoding="utf-8")
+    try:
+        # of the process, not of the open file: forked loaders do not hold it
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise FileExistsError(
+            f"{folder} is being trained into by {file.read().strip() or 'another process'}: choose another "
+            "--trainer.default_root_dir"
+        ) from None
+    except OSError:  # a disk without locks
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _claimed[path] = file
+
+
+def queued_again(folder: Path) -> bool:
+    """Whether this is a job that SLURM has queued again, or one with the checkpoint of SLURM's signal in its folder."""
+    again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    return SLURMEnvironment.detect() and (again or any(folder.glob("hpc_ckpt_*.ckpt")))
 
 
 def checkpoints(folder: Path) -> list[Path]:

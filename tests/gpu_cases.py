@@ -180,6 +180,11 @@ def _ops() -> Iterator[Case]:
     yield Case("ops.weighted_correlation", weighted, tolerance=1e-3)
     yield Case("ops.joint_histogram", lambda g: ops.joint_histogram(g.image(), g.image(), 6), False)
     yield Case("ops.mutual_information", lambda g: ops.mutual_information(g.image(), g.image(), 6), tolerance=1e-3)
+    taps = {2: [(0.6, 0.2), (1.0,)], 3: [(0.6, 0.2), (1.0,), (0.5, 0.2, 0.05)]}
+    yield Case("ops.correlate", lambda g: ops.correlate(g.image(2), taps[g.d]))
+    yield Case("ops.determinants", lambda g: ops.determinants(g.field()), False)
+    yield Case("ops.squared_differences", lambda g: ops.squared_differences(g.field()))
+    yield Case("ops.preimages", lambda g: ops.preimages(g.smooth_field()[0], g.points()[0]), False)
     yield Case("ops.match", lambda g: ops.match(g.image(3), g.image(3), g.field()))
     yield Case("ops.match_blocks", lambda g: ops.match_blocks(g.image(3), g.image(3), g.field()), False)
 

@@ -21,7 +21,7 @@ IDENTITY = ROOT / "experiments/classical/identity.yaml"
 @pytest.fixture
 def parsed(monkeypatch):
     """The config of a command line that is read but not built."""
-    idle = SimpleNamespace(received_sigterm=False)
+    idle = SimpleNamespace(received_sigterm=False, loggers=[])
     monkeypatch.setattr(LightningCLI, "instantiate_classes", lambda cli: setattr(cli, "trainer", idle))
     seen = []
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda cli, name: seen.append(cli.config[name].as_dict()))

@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from data_modules import Learn2Reg, SyntheticPairs
-from data_modules.base import PairSampler, collate
+from data_modules.base import collate
+from data_modules.drawing import PairSampler
 from data_modules.sources.synthetic import generator
 from dio_lightning.fields import jacobian_determinant, warp
 from dio_lightning.pair import Pair
@@ -400,6 +401,18 @@ def test_loaders_travel_to_other_processes(brains: Path, workers: int) -> None:
     assert ids(module.val_dataloader()) == [("Mini_0005_0000", "Mini_0006_0000")]
     copy = pickle.loads(pickle.dumps(module.train_dataloader().dataset))
     assert len(copy) == 12 and copy[3]["fixed_id"] == cast(list, module.train_dataloader().dataset)[3]["fixed_id"]
+
+
+def test_synthetic_pairs_are_kept_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E10: all pairs were kept, however many."""
+    data = SyntheticPairs((16, 16), train_pairs=20)
+    size = sum(v.nbytes for v in data.draw("train", 0).values() if isinstance(v, torch.Tensor))
+    monkeypatch.setattr("data_modules.sources.synthetic.KEPT", 3.5 * size)
+    pairs = cast(list, data.dataset("train"))
+    first = [pairs[index] for index in range(20)]
+    again = [pairs[index] for index in range(20)]
+    assert sum(a["fixed"] is b["fixed"] for a, b in zip(first, again, strict=True)) == 3
+    assert all(torch.equal(a["fixed"], b["fixed"]) for a, b in zip(first, again, strict=True))
 
 
 @pytest.fixture(params=[(48, 48), (24, 20, 16)], ids=["2d", "3d"])

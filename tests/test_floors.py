@@ -13,6 +13,7 @@ from house import circles, graph, report
 ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, float] = {
     "dio_lightning.pair": 0,
+    "dio_lightning.processes": 0,
     "dio_lightning.ops": 0,
     "dio_lightning.implicit": 0,
     "dio_lightning.networks": 1,
@@ -52,6 +53,7 @@ FLOORS: dict[str, float] = {
     "dio_lightning.transform_command": 6,
     "dio_lightning.arguments": 6,
     "dio_lightning.run_folders": 6,
+    "dio_lightning.resuming": 6,
     "dio_lightning.folder_cli": 6,
     "dio_lightning.variants": 6,
     "dio_lightning.__main__": 6,

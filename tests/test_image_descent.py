@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dio_lightning.fields import gaussian_smooth, warp
+from dio_lightning.fields import downsample, gaussian_smooth, warp
 from dio_lightning.implicit import Adam, Never, Stagnation
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.level import Level
@@ -93,3 +93,22 @@ def test_a_solution_passes_gradients_to_the_images() -> None:
 def test_negative_settings_are_refused(settings) -> None:
     with pytest.raises(ValueError, match="expected numbers of at least 0"):
         ImageDescent(SSD(), **settings)
+
+
+def test_a_slope_as_small_as_that_of_images_that_agree_is_still_followed() -> None:
+    """Windows of little contrast push images that agree, by more than a coarse level pushes these, which do not."""
+    size = (40, 48, 44)
+    torch.manual_seed(0)
+    axes = torch.meshgrid(*[torch.linspace(-1.25, 1.25, n) for n in size], indexing="ij")
+    inside = torch.sigmoid(30 * (0.9 - (axes[0] ** 2 + (1.25 * axes[1]) ** 2 + (1.5 * axes[2]) ** 2)))
+    texture = gaussian_smooth(torch.randn(1, 1, *size), 1.5)
+    moving = inside * (0.6 + 0.12 * texture / texture.std()).clamp(0.1, 1)
+    u = gaussian_smooth(torch.randn(1, 3, *size), 4.0)
+    fixed = warp(moving, u * (3 / u.abs().max()))
+    fixed, moving = (downsample(x, (10, 12, 11)) for x in (fixed, moving))
+    update = ImageDescent(LNCC(5)).on(Level(fixed, moving), FreeForm())
+    zero = torch.zeros(1, 3, 10, 12, 11)
+    with torch.no_grad():
+        step = update(zero)
+        agreeing = ImageDescent(LNCC(5)).on(Level(fixed, fixed), FreeForm())(zero)
+    assert float(step.norm()) > 0 and float(agreeing.norm()) == 0

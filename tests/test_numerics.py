@@ -3,6 +3,7 @@
 import pytest
 import torch
 from scipy.ndimage import map_coordinates
+from torch import Tensor
 from torch.testing import assert_close
 
 from data_modules.augment.affine import RandomAffine
@@ -15,12 +16,13 @@ from dio_lightning.fields import (
     identity,
     regrid,
     resample,
+    resize,
     sample,
     spanning,
     warp,
 )
 from dio_lightning.implicit import Adam, Never
-from dio_lightning.layers import OptimizerLayer
+from dio_lightning.layers import OptimizerLayer, Record, Run
 from dio_lightning.level import Level
 from dio_lightning.losses import LNCC, SSD, Landmarks, Objective
 from dio_lightning.metrics import element_areas, hausdorff_per_label, tre
@@ -119,10 +121,16 @@ def test_every_single_level_finds_a_translation(size, levels) -> None:
     truth = (4, -4, 8)[: len(size)]
     moving = textured(size, 3.0, margin=11)
     fixed = torch.roll(moving, [-t for t in truth], list(range(2, 2 + len(size))))
-    layer = OptimizerLayer([150] * len(levels), Descent(), Adam(0.1), Affine(), stop=Never())
+    layer, means = OptimizerLayer([150] * len(levels), Descent(), Adam(0.1), Affine(), stop=Never()), list[Tensor]()
+
+    def observe(record: Record) -> None:
+        if record.level == len(levels) - 1 and record.step > 90:
+            means.append(resize(record.displacement, size)[0].flatten(1).mean(1))
+
     with torch.no_grad():
-        u = DIO(Intensity(levels=levels), layer).register({"fixed": fixed, "moving": moving})
-    assert (u[0].flatten(1).mean(1) - torch.tensor(truth)).abs().max() < 0.08
+        DIO(Intensity(levels=levels), layer).register({"fixed": fixed, "moving": moving}, Run(observe=observe))
+    # at rest Adam leaps now and then, by about its rate: where it stands after 150 steps is chance, by the last bit
+    assert (torch.stack(means).median(0).values - torch.tensor(truth)).abs().max() < 0.08
 
 
 @pytest.mark.parametrize("size", [(48, 45), (17, 30, 3), (1, 20, 8)], ids=str)

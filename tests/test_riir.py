@@ -13,7 +13,7 @@ from dio_lightning.layers import Run
 from dio_lightning.losses import LNCC, SSD, Diffusion, Objective
 from dio_lightning.modules import RIIR
 from dio_lightning.networks import ConvGRU, RecurrentUNet, VxmUNet
-from dio_lightning.ops import sampling
+from dio_lightning.ops import sampling_reference
 from dio_lightning.pair import Pair
 
 SIZE = (11, 14)
@@ -152,8 +152,8 @@ def test_the_loss_weighs_every_state_and_the_answer_is_the_last(repeats, monkeyp
 
 @pytest.mark.parametrize("differentiate", [False, True])
 def test_second_derivatives_only_if_asked_and_then_right(differentiate, monkeypatch) -> None:
-    calls, second = [], sampling.interpolate_double_backward
-    monkeypatch.setattr(sampling, "interpolate_double_backward", lambda *a: calls.append(1) or second(*a))
+    calls, second = [], sampling_reference.interpolate_double_backward
+    monkeypatch.setattr(sampling_reference, "interpolate_double_backward", lambda *a: calls.append(1) or second(*a))
     pair, model = images(*SIZE, dtype=torch.float64), riir(head=0.3, differentiate_gradient=differentiate).double()
     bias = model.cell.network.head.bias
     model.training_step(pair, 0).backward()

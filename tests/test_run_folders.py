@@ -1,6 +1,9 @@
 """Where runs go, what they may replace (D8), and that the table names what was run (D14)."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import yaml
 from dio_lightning.run_folders import (
     check_checkpoints,
     check_scores,
+    claim,
     default_folder,
     names_folder,
     numbered,
@@ -57,7 +61,7 @@ def test_scores_of_another_configuration_are_told_by_the_hash(tmp_path):
     assert names == ["run", "run_2", "run_3"]
 
 
-def test_a_training_goes_on_from_its_own_checkpoints_or_is_refused(tmp_path):
+def test_a_training_goes_on_from_its_own_checkpoints_or_is_refused(tmp_path, monkeypatch):
     check_checkpoints(tmp_path, None)
     (tmp_path / "checkpoints").mkdir()
     own, other = tmp_path / "checkpoints/best.ckpt", tmp_path / "other.ckpt"
@@ -68,8 +72,18 @@ def test_a_training_goes_on_from_its_own_checkpoints_or_is_refused(tmp_path):
     for checkpoint in (None, str(other)):
         with pytest.raises(FileExistsError, match=r"--ckpt_path last, .* --overwrite"):
             check_checkpoints(tmp_path, checkpoint)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    with pytest.raises(FileExistsError):
+        check_checkpoints(tmp_path, None)
+    # SLURM's queue starts the same command again
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    check_checkpoints(tmp_path, None)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     (tmp_path / "hpc_ckpt_1.ckpt").write_bytes(b"")
-    check_checkpoints(tmp_path, None)  # SLURM's queue starts the same command again
+    check_checkpoints(tmp_path, None)
+    monkeypatch.delenv("SLURM_NTASKS")
+    with pytest.raises(FileExistsError):
+        check_checkpoints(tmp_path, None)
 
 
 def test_runs_one_after_another_keep_each_others_files(command, capsys, tmp_path):
@@ -105,6 +119,34 @@ def test_runs_one_after_another_keep_each_others_files(command, capsys, tmp_path
     assert last_line("test", *weights, *other, *named, "--overwrite") == "wrote runs/tiny/test"
     assert last_line("fit", *ONE, "--overwrite") == "wrote runs/tiny"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from dio_lightning.run_folders import claim
+claim(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_trainings_do_not_share_a_folder(command, capsys, tmp_path):
+    """E7: two fits at once mixed their files. A killed one leaves no claim behind."""
+    run = tmp_path / "run"
+    words = [sys.executable, "-c", HOLD, str(run)]
+    other = subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    with pytest.raises(SystemExit):
+        command("fit", *ONE, "--trainer.default_root_dir", run)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"run is being trained into by process {other.pid} on " in message
+    assert [path.name for path in run.iterdir()] == [".training"]
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    claim(run)
+    claim(run)
 
 
 def test_a_try_neither_replaces_nor_claims_anything(command, capsys, tmp_path):

@@ -7,10 +7,13 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
-from data_modules.base import PairDataModule, Sample, Split, generator
+from data_modules.base import PairDataModule, Sample, Split
+from data_modules.drawing import generator
 from dio_lightning.fields import gaussian_smooth, identity, jacobian_determinant, warp
 
 LANDMARKS = 16
+KEPT = 2**28
+"""Bytes of the pairs that a split keeps, in each process."""
 
 
 class SyntheticPairs(PairDataModule):
@@ -85,7 +88,7 @@ class SyntheticPairs(PairDataModule):
         return len(self.size)
 
     def dataset(self, split: Split) -> Dataset:
-        """Pairs of a split, each drawn when it is first asked for."""
+        """Pairs of a split, each drawn when it is asked for, and kept while there is room."""
         return self._datasets.setdefault(split, _Drawn(self, split))
 
     def draw(self, split: Split, index: int) -> Sample:
@@ -161,12 +164,13 @@ def _ids(split: Split, index: int) -> tuple[str, str]:
 
 
 class _Drawn(Dataset):
-    """The pairs of a split, kept once drawn."""
+    """The pairs of a split; those that are drawn first are kept, as many as `KEPT` holds."""
 
     def __init__(self, module: SyntheticPairs, split: Split) -> None:
         self.module = module
         self.split: Split = split
         self._kept: dict[int, Sample] = {}
+        self._bytes = 0
 
     def __len__(self) -> int:
         return self.module.counts[self.split]
@@ -176,6 +180,10 @@ class _Drawn(Dataset):
         return [_ids(self.split, index) for index in range(len(self))]
 
     def __getitem__(self, index: int) -> Sample:
-        if index not in self._kept:
-            self._kept[index] = self.module.draw(self.split, index)
-        return self._kept[index]
+        if index in self._kept:
+            return self._kept[index]
+        sample = self.module.draw(self.split, index)
+        size = sum(value.nbytes for value in sample.values() if isinstance(value, Tensor))
+        if self._bytes + size <= KEPT:
+            self._kept[int(index)], self._bytes = sample, self._bytes + size
+        return sample

@@ -2,9 +2,20 @@
 
 from dio_lightning.callbacks.checkpoints import Best, Last
 from dio_lightning.callbacks.panels import Panels
+from dio_lightning.callbacks.random_states import RandomStates
 from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.callbacks.signals import StopAtSignal
 from dio_lightning.callbacks.writer import FieldWriter
 from dio_lightning.files import replacing, write_atomic
 
-__all__ = ["Best", "FieldWriter", "Last", "Panels", "RegistrationScores", "StopAtSignal", "replacing", "write_atomic"]
+__all__ = [
+    "Best",
+    "FieldWriter",
+    "Last",
+    "Panels",
+    "RandomStates",
+    "RegistrationScores",
+    "StopAtSignal",
+    "replacing",
+    "write_atomic",
+]

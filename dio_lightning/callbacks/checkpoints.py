@@ -3,15 +3,17 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from dio_lightning.callbacks.monitors import mode_of
+from dio_lightning.callbacks.signals import Requeued
 from dio_lightning.checkpoint_files import damage, read_checkpoint
 from dio_lightning.files import remove_leftovers
 
@@ -111,16 +113,21 @@ class Last(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
         """Save if it is time; the first process looks at the clock for all of them."""
+        if trainer.fit_loop._should_accumulate():  # what is accumulated is in no checkpoint
+            return
         late = time.monotonic() - self._saved_at >= 60 * self.minutes
         if trainer.strategy.broadcast(late) and not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what SIGTERM would lose; it comes between two steps, where all is in order."""
+        """Save what SIGTERM would lose; it comes between two batches, where all is in order."""
         super().on_exception(trainer, pl_module, exception)
-        steps = trainer.global_step
-        if isinstance(exception, SIGTERMException) and steps and not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        ends = isinstance(exception, SIGTERMException) and not isinstance(exception, Requeued)
+        if not ends or not trainer.global_step or self._should_skip_saving_checkpoint(trainer):
+            return
+        if trainer.validating:
+            _leave_validation(trainer, pl_module)
+        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         if _diverging(trainer):
@@ -160,8 +167,21 @@ def _keep(folder: Path) -> None:
         spare.unlink(missing_ok=True)
         os.link(last, spare)
         os.replace(spare, folder / PREVIOUS)
+        spare.unlink(missing_ok=True)  # where both were one file already, nothing was replaced
     except OSError:  # a disk without hard links
         os.replace(last, folder / PREVIOUS)
+
+
+def _leave_validation(trainer: Trainer, module: LightningModule) -> None:
+    """Give the module its own weights back, in the place of averaged ones, and have a resumed run validate anew."""
+    for average in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(average, WeightAveraging):
+            average.on_validation_epoch_end(trainer, module)
+    # what Lightning takes for a validation that was stopped: one batch begun and not processed; none to be passed over
+    batches = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    total, current = cast(_ProcessedTracker, batches.total), batches.current
+    total.processed = total.completed = total.started - 1
+    current.reset()
 
 
 def _diverging(trainer: Trainer) -> bool:

@@ -7,10 +7,10 @@ pair that a distributed sampler dealt to two of them, to make their numbers equa
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
 from dio_lightning.pair import Pair
+from dio_lightning.processes import of_all
 from dio_lightning.scores.rows import Row
 
 
@@ -55,11 +55,7 @@ def next_key(loaders: object, loader: int, pair: Pair, scored: Sequence[Scored])
 
 def gather(scored: list[Scored]) -> list[Scored]:
     """The scored pairs of all processes, on every process, sorted; a pair that was read twice is kept once."""
-    parts: list[list[Scored]] = [scored]
-    if distributed.is_available() and distributed.is_initialized():
-        parts = [[] for _ in range(distributed.get_world_size())]
-        distributed.all_gather_object(parts, scored)
-    return merge(parts)
+    return merge(of_all(scored))
 
 
 def merge(parts: list[list[Scored]]) -> list[Scored]:

@@ -33,18 +33,20 @@ class Panels(Callback):
             pairs: how many pairs are drawn.
             axis: the axis that a slice is perpendicular to.
 
+        `written` lists the pictures of the test.
+
         Raises:
             ValueError: pairs is negative, or axis not one of 0, 1, 2.
         """
         if pairs < 0 or axis not in (0, 1, 2):
             raise ValueError(f"Panels: expected pairs >= 0 and axis 0, 1 or 2, not pairs={pairs} and axis={axis}")
         self.pairs, self.axis = pairs, axis
-        self._drawn = 0
+        self.written: list[Path] = []
         self._names: dict[str, tuple[str, str]] = {}
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from zero."""
-        self._drawn = 0
+        self.written = []
         self._names = {}
 
     def on_test_batch_end(
@@ -59,8 +61,8 @@ class Panels(Callback):
         """Draw the pairs of the batch while there are pictures left; one process draws."""
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        for sample in range(min(len(batch["fixed"]), self.pairs - self._drawn)):
-            fixed, moving = pair_ids(batch, sample, f"{dataloader_idx}x{self._drawn}")
+        for sample in range(min(len(batch["fixed"]), self.pairs - len(self.written))):
+            fixed, moving = pair_ids(batch, sample, f"{dataloader_idx}x{len(self.written)}")
             figure = draw(cut(batch, outputs["displacement"], sample, self.axis), f"{moving} onto {fixed}")
             name = pair_name(fixed, moving)
             if self._names.setdefault(name, (fixed, moving)) != (fixed, moving):
@@ -68,7 +70,7 @@ class Panels(Callback):
             path = Path(trainer.default_root_dir) / "panels" / f"{name}.png"
             with replacing(path) as temporary:
                 figure.savefig(temporary, dpi=110)
-            self._drawn += 1
+            self.written.append(path)
 
 
 def cut(batch: Pair, displacement: Tensor, sample: int, axis: int) -> Plane:

@@ -37,25 +37,7 @@ def sample(
     Raises:
         ValueError: for another mode or padding, or shapes that do not fit.
     """
-    if mode not in ("linear", "nearest") or padding not in ("border", "zeros"):
-        raise ValueError(
-            f"cannot sample with mode={mode!r}, padding={padding!r}: expected linear|nearest, border|zeros"
-        )
-    d = expect_batch(image, "the image").ndim - 2
-    if points.shape[1] != d:
-        raise ValueError(f"points have {points.shape[1]} channels, expected {d}, the dimensions of the image")
-    if len(image) != len(points) and 1 not in (len(image), len(points)):
-        raise ValueError(f"{len(image)} images do not go with the points of {len(points)} samples, expected as many")
-    b = len(points) if len(image) == 1 else len(image)
-    image, points = image.expand(b, *image.shape[1:]), points.expand(b, *points.shape[1:])
-    flat = points.reshape(b, d, *[1] * (d - 1), -1) if points.ndim != d + 2 else points
-    if mode == "nearest":
-        values = _nearest(image, flat, padding)
-    else:
-        common = torch.promote_types(image.dtype, points.dtype)
-        within = torch.promote_types(common, torch.float32)
-        values = sampling.interpolate(image.to(within), flat.to(within), padding).to(common)
-    return values.reshape(b, image.shape[1], *points.shape[2:])
+    return _sample(image, points, mode, padding, relative=False)
 
 
 def warp(
@@ -63,7 +45,7 @@ def warp(
 ) -> Shaped[Tensor, "b c *t"]:
     """Image at x + u(x): the moving image, seen on the fixed grid; batches and types as in `sample`."""
     fine = full_precision(expect_batch(u, "the displacement", "(b, d, *s)"))  # bfloat16 has no coordinates above 256
-    warped = sample(image, identity(u.shape[2:], fine) + fine, mode, padding)
+    warped = _sample(image, fine, mode, padding, relative=True)
     return warped if mode == "nearest" else warped.to(torch.promote_types(image.dtype, u.dtype))
 
 
@@ -90,6 +72,29 @@ def downsample(image: Float[Tensor, "b c *s"], size: Sequence[int]) -> Float[Ten
     """
     factors = [old / new for old, new in zip(image.shape[2:], size, strict=True)]
     return resample(gaussian_average(image, [0.5 * f if f > 1 else 0.0 for f in factors]), size)
+
+
+def _sample(image: Tensor, points: Tensor, mode: str, padding: str, relative: bool) -> Tensor:
+    """`sample`, at points or at displacements of the voxels of their own grid."""
+    if mode not in ("linear", "nearest") or padding not in ("border", "zeros"):
+        raise ValueError(
+            f"cannot sample with mode={mode!r}, padding={padding!r}: expected linear|nearest, border|zeros"
+        )
+    d = expect_batch(image, "the image").ndim - 2
+    if points.shape[1] != d:
+        raise ValueError(f"points have {points.shape[1]} channels, expected {d}, the dimensions of the image")
+    if len(image) != len(points) and 1 not in (len(image), len(points)):
+        raise ValueError(f"{len(image)} images do not go with the points of {len(points)} samples, expected as many")
+    b = len(points) if len(image) == 1 else len(image)
+    image, points = image.expand(b, *image.shape[1:]), points.expand(b, *points.shape[1:])
+    flat = points.reshape(b, d, *[1] * (d - 1), -1) if points.ndim != d + 2 else points
+    if mode == "nearest":
+        values = _nearest(image, flat + identity(flat.shape[2:], flat) if relative else flat, padding)
+    else:
+        common = torch.promote_types(image.dtype, points.dtype)
+        within = torch.promote_types(common, torch.float32)
+        values = sampling.interpolate(image.to(within), flat.to(within), padding, relative).to(common)
+    return values.reshape(b, image.shape[1], *points.shape[2:])
 
 
 def _ratio(old: Sequence[int], new: Sequence[int], like: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from dio_lightning.implicit import Anderson, PhantomAdjoint, Residual, Solution,
 
 def compose(u: Float[Tensor, "#b d *t"], v: Float[Tensor, "#b d *s"]) -> Float[Tensor, "b d *s"]:
     """ϕ_u ∘ ϕ_v, that is v(x) + u(x + v(x)): first along v, then along u."""
-    return v + warp(u, v)
+    warped = warp(u, v)
+    return v + warped if torch.is_grad_enabled() else warped.add_(v)
 
 
 def exponential(v: Float[Tensor, "b d *s"], squarings: int = 7) -> Float[Tensor, "b d *s"]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dio_lightning.ops import correlate
+
 
 def gaussian_smooth(
     x: Float[Tensor, "b c *s"], sigma: float | Sequence[float], truncate: float = 2.0
@@ -15,31 +17,19 @@ def gaussian_smooth(
     """Gaussian smoothing with zeros outside; sigma in voxels, one for all axes or one per axis.
 
     The taps are integrals of the Gaussian over voxels, cut after max(truncate·σ, 0.5) voxels and normalised (FireANTs).
-    Along every axis the field is added to itself, shifted: for kernels this short that is several times faster on a CPU
-    than a convolution or a banded matrix.
     """
     sigmas = [sigma] * (x.ndim - 2) if isinstance(sigma, int | float) else list(sigma)
-    for axis, value in enumerate(sigmas, start=2):
-        if value > 0 and x.shape[axis] > 1:  # a field on a plane is not damped across it
-            x = _along(x, axis, _taps(float(value), truncate))
-    return x
+    # a field on a plane is not damped across it
+    axes = [value > 0 and extent > 1 for value, extent in zip(sigmas, x.shape[2:], strict=True)]
+    if not any(axes):
+        return x
+    return correlate(x, [_taps(float(v), truncate) if on else (1.0,) for v, on in zip(sigmas, axes, strict=True)])
 
 
 def gaussian_average(x: Float[Tensor, "b c *s"], sigma: float | Sequence[float]) -> Float[Tensor, "b c *s"]:
     """The same smoothing for images, normalised over what lies inside: a constant stays constant up to the border."""
     inside = gaussian_smooth(torch.ones_like(x[:1, :1]), sigma)
     return gaussian_smooth(x, sigma) / inside
-
-
-def _along(x: Tensor, axis: int, taps: Sequence[float]) -> Tensor:
-    """Symmetric correlation along one axis; taps[t] is the weight at distance t."""
-    size = x.shape[axis]
-    smooth = x * taps[0]
-    for shift, weight in enumerate(taps[1:size], start=1):
-        kept = size - shift
-        smooth.narrow(axis, shift, kept).add_(x.narrow(axis, 0, kept), alpha=weight)
-        smooth.narrow(axis, 0, kept).add_(x.narrow(axis, shift, kept), alpha=weight)
-    return smooth
 
 
 @lru_cache(maxsize=64)

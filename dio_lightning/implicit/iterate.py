@@ -31,8 +31,9 @@ def iterate(
     """Step from z0 (b, ...) towards update(z) = z until `stop` fires or `max_steps` are taken, sample by sample.
 
     A stopped sample keeps its value exactly while the others go on. A sample fails where the update or the
-    step gives NaN or infinity, or where ||f(z) - z|| exceeds `divergence` times its first value; it returns its
-    last finite state and does not touch the others. Records a graph through all steps if gradients are enabled.
+    step gives NaN or infinity, or where ||f(z) - z|| exceeds `divergence` times the larger of its first two values (the
+    first alone is rounding where a solve starts at its solution); it returns its last finite state and does not touch
+    the others. Records a graph through all steps if gradients are enabled.
     `observe` sees every state that is visited, z0 first, with the evaluation of f there; f is not evaluated at the last
     state where the steps run out, so that its evaluation is None.
     Raises ValueError for a z0 without batch axis, max_steps < 0, divergence <= 1, or an update that changes shape.
@@ -74,6 +75,7 @@ class _Tally:
     residual: Tensor
     divergence: float
     limit: Tensor | None = None
+    evaluations: int = 0
 
     @classmethod
     def start(cls, z: Tensor, divergence: float) -> "_Tally":
@@ -84,8 +86,10 @@ class _Tally:
     def see(self, evaluation: Evaluation, fired: Tensor) -> int:
         """Judge one evaluation; the number of samples still active."""
         residual = evaluation.residual
-        if self.limit is None:
-            self.limit = torch.where(residual > 0, self.divergence * residual, torch.inf)
+        if self.evaluations < 2:
+            limit = torch.where(residual > 0, self.divergence * residual, torch.inf)
+            self.limit = limit if self.limit is None else torch.maximum(self.limit, limit)
+        self.evaluations += 1
         # written so that NaN counts as broken
         broken = ~((residual <= self.limit) & residual.isfinite())
         relative = (residual / (evaluation.norm + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf)

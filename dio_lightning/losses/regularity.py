@@ -13,6 +13,7 @@ from torch import Tensor
 from dio_lightning.fields import jacobian_determinant
 from dio_lightning.level import Level
 from dio_lightning.losses.term import Energy, Term
+from dio_lightning.ops import squared_differences
 from dio_lightning.pair import full_precision
 
 Normalisation = Literal["sum", "mean"]
@@ -89,14 +90,9 @@ class Diffusion(Regulariser):
         return diffusion(u, self.normalisation)
 
     def _closed(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        energy, slope = u.new_zeros(len(u)), torch.zeros_like(u)
-        for axis in range(2, u.ndim):
-            step = u.diff(dim=axis)
-            energy = energy + step.square().flatten(1).sum(1)
-            edge = torch.zeros_like(u.narrow(axis, 0, 1))
-            slope = slope - 2 * torch.cat((edge, step, edge), axis).diff(dim=axis)
+        energy, slope = squared_differences(u)
         share = 1.0 if self.normalisation == "sum" else 1 / u.shape[1] ** 2
-        return energy * (share / prod(u.shape[2:])), slope * share
+        return energy * (share / prod(u.shape[2:])), slope if share == 1 else slope * share
 
 
 class Bending(Regulariser):

@@ -63,6 +63,9 @@ class LNCC(Similarity):
     left out, the sums are those over the others (`ops.weighted_correlation`): a window has the share in the mean that
     counts of it, and none below a quarter.
 
+    Images that agree are not at rest: windows of little contrast count as uncorrelated, so that more contrast is
+    better, and images that are far apart may have no larger a slope than that. The value says whether they agree.
+
     Args:
         window: odd edge length in voxels.
         signed: keep the sign of the correlation, so that inverted contrast is penalised.
@@ -72,6 +75,7 @@ class LNCC(Similarity):
         ValueError: if the window is even or below 3.
     """
 
+    rests = False
     maskable = True
 
     def __init__(self, window: int = 7, signed: bool = False, weight: float = 1.0) -> None:

@@ -103,7 +103,7 @@ def slope_of(value: Callable[..., Tensor], u: Float[Tensor, "b d *s"], *inputs: 
     record = torch.is_grad_enabled() and any(x.requires_grad for x in (u, *inputs))
     with torch.inference_mode(False), torch.enable_grad():
         inputs = tuple(x.clone() if x.is_inference() else x for x in inputs)
-        at = u if record and u.requires_grad else u.detach().clone().requires_grad_()
+        at = u if record and u.requires_grad else (u.clone() if u.is_inference() else u.detach()).requires_grad_()
         energy = value(at, *inputs)
-        (slope,) = torch.autograd.grad(energy.sum(), at, create_graph=record)
-    return energy if record else energy.detach(), slope * prod(u.shape[2:])
+        (slope,) = torch.autograd.grad(energy, at, torch.full_like(energy, prod(u.shape[2:])), create_graph=record)
+    return energy if record else energy.detach(), slope

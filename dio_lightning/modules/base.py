@@ -17,13 +17,13 @@ from dio_lightning.fields import on_one_grid, resize
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import Run
 from dio_lightning.losses import Objective, at_size
-from dio_lightning.modules.finite import FiniteSteps
 from dio_lightning.modules.refinement import Refinement
+from dio_lightning.modules.reporting import ReportedSteps
 from dio_lightning.modules.restoring import restored
 from dio_lightning.pair import Pair
 
 
-class RegistrationModule(FiniteSteps):
+class RegistrationModule(ReportedSteps):
     """Pair in, displacement out; a subclass's `forward` says how it is found.
 
     What is not finite never reaches a weight (`FiniteSteps`).
@@ -161,11 +161,11 @@ class RegistrationModule(FiniteSteps):
 
     def validation_step(self, pair: Pair, index: int) -> dict[str, Tensor]:
         """The displacement of one batch, and its loss."""
-        return self._evaluate(pair, "val")
+        return self._evaluate(pair, "val", index)
 
     def test_step(self, pair: Pair, index: int) -> dict[str, Tensor]:
         """The displacement of one batch."""
-        return self._evaluate(pair, "test")
+        return self._evaluate(pair, "test", index)
 
     def predict_step(self, pair: Pair, index: int) -> Float[Tensor, "b d *s"]:
         """The displacement of one batch, on its own grid."""
@@ -204,14 +204,14 @@ class RegistrationModule(FiniteSteps):
         """Extents of an image at the working resolution."""
         return [max(min(2, extent), round(extent / self.resolution)) for extent in image.shape[2:]]
 
-    def _evaluate(self, pair: Pair, stage: str) -> dict[str, Tensor]:
+    def _evaluate(self, pair: Pair, stage: str, index: int = 0) -> dict[str, Tensor]:
         work, solutions, displacement = solved = self._solve(pair)
         terms = {}
         if stage == "val" and self.objective is not None:
             terms = self._terms(work, solutions)
         if stage == "test":
             solutions, displacement = self._refined(pair, solved)
-        self._report(terms, solutions, stage, len(pair["fixed"]))
+        self._report(terms, solutions, stage, self._weight(pair, stage, index))
         return {
             "displacement": displacement.detach(),
             "steps": torch.stack([s.steps for s in solutions]).sum(0),
@@ -224,20 +224,6 @@ class RegistrationModule(FiniteSteps):
         assert self.objective is not None
         levels = [self.objective(at_size(pair, s.value.shape[2:]), s.value) for s in solutions]
         return {name: torch.stack([terms[name] for terms in levels]).mean() for name in levels[0]}
-
-    def _report(self, terms: dict[str, Tensor], solutions: Sequence[Solution], stage: str, size: int) -> None:
-        report = {name: value.detach() for name, value in terms.items()}
-        if solutions:
-            last = solutions[-1]
-            report |= {
-                "residual": last.residual.mean(),
-                "steps": torch.stack([s.steps.float().mean() for s in solutions]).sum(),
-                "converged": last.converged.float().mean(),
-                "failed": last.failed.float().mean(),
-            }
-        self.log_dict({f"{stage}/{k}": v for k, v in report.items()}, batch_size=size, sync_dist=stage != "train")
-        if terms:
-            self.log(f"{stage}_loss", terms["loss"].detach(), prog_bar=True, logger=False, batch_size=size)
 
 
 def _migrate(module: torch.nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

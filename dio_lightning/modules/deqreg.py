@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -27,8 +29,12 @@ from dio_lightning.losses import Objective
 from dio_lightning.modules.iterative import IterativeModule, Pyramids
 from dio_lightning.modules.refinement import Refinement
 from dio_lightning.pair import Pair
+from dio_lightning.processes import of_all
 from dio_lightning.transformations import FreeForm, Transformation
 from dio_lightning.updates import LearnedStep
+
+LAST = "dio_lightning_last_states"
+"""Key of a checkpoint under which the last batch and state of every process lie, by rank."""
 
 
 class DEQReg(IterativeModule):
@@ -110,6 +116,7 @@ class DEQReg(IterativeModule):
         self.residual_weight, self.jacobian_weight = residual_weight, jacobian_weight
         self.spectral_steps, self.late_adjoint, self.warm_up, self.ramp = spectral_steps, late_adjoint, warm_up, ramp
         self._last: tuple[Pair, Tensor] | None = None
+        self._saved: list[tuple[Pair, Tensor] | None] = []
 
     @property
     def title(self) -> str:
@@ -131,6 +138,23 @@ class DEQReg(IterativeModule):
         self._report({**terms, "loss": loss}, [s for s, _ in states], "train", len(work["fixed"]))
         return loss
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds, with `replay`, the last batch of every process and the state from which a step may go on."""
+        super().on_save_checkpoint(checkpoint)
+        if self.replay:
+            checkpoint[LAST] = of_all(None if self._last is None else _plain(*self._last))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them up, if the run has as many processes."""
+        super().on_load_checkpoint(checkpoint)
+        self._saved = checkpoint.get(LAST, [])
+
+    def on_train_start(self) -> None:
+        """The device and the rank are settled by now."""
+        saved, self._saved = self._saved, []
+        if self.replay and len(saved) == self.trainer.world_size:
+            self._last = move_data_to_device(saved[self.trainer.global_rank], self.device)
+
     def on_skipped_step(self) -> None:
         """The last state is of the batch that was not finite: no step goes on from it."""
         self._last = None
@@ -143,7 +167,8 @@ class DEQReg(IterativeModule):
             solution = self.layer.solve(problem, start, self.steps)
             generator = torch.Generator().manual_seed(0)
             radius = spectral_radius(problem.update, solution.value, self.spectral_steps, generator)
-            self.log("val/spectral_radius", radius.mean(), batch_size=len(radius), sync_dist=True)
+            size = self._weight(pair, "val", index)
+            self.log("val/spectral_radius", radius.mean(), batch_size=size, sync_dist=True)
         return outputs
 
     def _start(self, pair: Pair) -> tuple[Pair, Tensor]:
@@ -189,3 +214,9 @@ class DEQReg(IterativeModule):
         """How gradients pass a state now."""
         late = self.late_adjoint is not None and self.global_step >= self.warm_up
         return self.late_adjoint if late and self.late_adjoint is not None else self.layer.adjoint
+
+
+def _plain(pair: Pair, state: Tensor) -> tuple[Pair, Tensor]:
+    """A batch and a state on the CPU, the tensors alone: a solve needs no names."""
+    tensors = {key: value.cpu() for key, value in pair.items() if isinstance(value, Tensor)}
+    return cast(Pair, tensors), state.cpu()

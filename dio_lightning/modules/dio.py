@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from dio_lightning.features import FeaturePyramid, Intensity, Posteriors
@@ -215,6 +216,12 @@ class DIO(IterativeModule):
             return self.features(images[0], levels), self.features(images[1], levels)
         both = [x.chunk(2) for x in self.features(torch.cat(images), levels)]
         return [fixed for fixed, _ in both], [moving for _, moving in both]
+
+    def setup(self, stage: str) -> None:
+        """Levels that open late have weights without a gradient, which `ddp` must be told."""
+        strategy = self.trainer.strategy
+        if stage == "fit" and self.opens[-1] > 0 and isinstance(strategy, DDPStrategy):
+            strategy._ddp_kwargs["find_unused_parameters"] = True
 
     def on_fit_start(self) -> None:
         """Raises ValueError for a moving average that would average the number of open levels too."""

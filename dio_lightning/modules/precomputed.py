@@ -93,7 +93,7 @@ class Precomputed(RegistrationModule):
         u = torch.stack(fields).to(fixed)
         return u if self.refine is None else self.refine(on_one_grid(pair), u)[0]
 
-    def _evaluate(self, pair: Pair, stage: str) -> dict[str, Tensor]:
+    def _evaluate(self, pair: Pair, stage: str, index: int = 0) -> dict[str, Tensor]:
         return {"displacement": self.register(pair)}
 
 

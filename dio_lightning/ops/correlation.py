@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from dio_lightning.ops.forked import compiles
+
 FLOOR = 1e-5
 
 
@@ -70,7 +72,7 @@ class _Correlation(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, window: int, signed: bool) -> Tensor:  # noqa: ANN401
         ctx.window, ctx.signed = window, signed
-        if a.device.type == "cpu":
+        if compiles(a):
             from dio_lightning.ops import correlation_numba  # compiled on first use, as feature matching is
 
             # where only one image has a gradient, it is the first

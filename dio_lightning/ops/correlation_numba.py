@@ -1,7 +1,5 @@
 """Local correlation on the CPU: tensors to the compiled loops and back."""
 
-import threading
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,9 +7,8 @@ from torch import Tensor
 from dio_lightning.ops import correlation_kernels
 from dio_lightning.ops.match_numba import _threads
 
-_KEPT = 2**25
-"""Most numbers of the memory that is kept from call to call, in which the sums of planes lie: new pages cost more."""
-_memory = threading.local()
+ROWS = 16
+"""Rows of a band: as many as keep its sums in the cache, and few enough that every thread has its share."""
 
 
 def mean(a: Tensor, b: Tensor, window: int, floor: float, signed: bool, both: bool = True) -> tuple[Tensor, Tensor]:
@@ -21,42 +18,27 @@ def mean(a: Tensor, b: Tensor, window: int, floor: float, signed: bool, both: bo
     slopes are those of a alone.
     """
     x, y, radius = _lift(a), _lift(b), window // 2
-    planes, slopes = _planes(5, x), torch.empty(5 if both else 3, *x.shape, dtype=torch.float64)
-    value = torch.empty(x.shape[0] * x.shape[2], dtype=torch.float64)
+    slopes = torch.empty(5 if both else 3, *x.shape, dtype=torch.float64)
+    value = torch.empty(len(x) * -(-x.shape[2] // ROWS), dtype=torch.float64)
     _threads()
-    zeros, across = (_zero(x), _zero(y)), window if a.ndim == 5 else 1
-    correlation_kernels.moments(x.numpy(), y.numpy(), *zeros, radius, planes)
-    settings = (radius, (across, window, window), floor, signed)
-    correlation_kernels.correlations(planes, *zeros, *settings, value.numpy(), slopes.numpy())
+    settings = radius, (window if a.ndim == 5 else 1, window, window), floor, signed, ROWS
+    correlation_kernels.correlations(x.numpy(), y.numpy(), _zeros(x, y), *settings, value.numpy(), slopes.numpy())
     return value.sum() / a.numel(), slopes
 
 
 def gradient(slopes: Tensor, images: tuple[Tensor, Tensor], place: int, window: int, factor: float) -> Tensor:
     """The derivative of factor times the mean correlation with respect to the image at this place, 0 or 1."""
-    x, y, radius = _lift(images[place]), _lift(images[1 - place]), window // 2
-    planes, out = _planes(3, x), torch.empty_like(x)
+    x, y = _lift(images[place]), _lift(images[1 - place])
+    out, which = torch.empty_like(x), np.array([0, 1 + 2 * place, 2 + 2 * place])
     _threads()
-    which = torch.tensor([0, 1 + 2 * place, 2 + 2 * place])
-    correlation_kernels.spread(slopes.numpy(), which.numpy(), radius, planes)
-    factor /= x.numel()
-    correlation_kernels.gradient(planes, x.numpy(), y.numpy(), _zero(x), _zero(y), radius, factor, out.numpy())
+    arrays = slopes.numpy(), which, x.numpy(), y.numpy(), _zeros(x, y)
+    correlation_kernels.gradient(*arrays, window // 2, ROWS, factor / x.numel(), out.numpy())
     return out.view(images[place].shape)
 
 
-def _zero(image: Tensor) -> np.ndarray:
-    """The mean of every volume, from which sums are counted: what is left is its contrast."""
-    return image.flatten(1).mean(1).double().numpy()
-
-
-def _planes(count: int, image: Tensor) -> np.ndarray:
-    """Memory for float64 volumes (count, n, s0, s1, s2), whatever it holds."""
-    size = count * image.numel()
-    kept: np.ndarray | None = getattr(_memory, "kept", None)
-    if kept is None or len(kept) < size:
-        kept = np.empty(size)
-        if size <= _KEPT:
-            _memory.kept = kept
-    return kept[:size].reshape(count, *image.shape)
+def _zeros(*images: Tensor) -> np.ndarray:
+    """The mean of every volume, (2, n), from which sums are counted: what is left is its contrast."""
+    return np.stack([image.flatten(1).mean(1).double().numpy() for image in images])
 
 
 def _lift(image: Tensor) -> Tensor:

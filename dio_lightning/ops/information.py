@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from dio_lightning.ops.forked import compiles
+
 SPREAD = 1e-4
 """Share of the mass that is spread evenly over all bins, so that the logarithm of an empty one is finite."""
 
@@ -81,7 +83,7 @@ def _of_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _slope(a: Tensor, b: Tensor, log: Tensor, weights: Tensor | None) -> Tensor:
     """Per voxel of a, the difference of two rows of a table (b, n, n), where b's intensity reads it."""
     steps = (log[:, 1:] - log[:, :-1]).contiguous()
-    if a.device.type == "cpu":
+    if compiles(a):
         from dio_lightning.ops import information_numba
 
         return information_numba.slope(a, b, steps, weights)
@@ -100,7 +102,7 @@ def _read(a: Tensor, b: Tensor, steps: Tensor, weights: Tensor | None) -> Tensor
 
 def _counted(a: Tensor, b: Tensor, bins: int, weights: Tensor | None) -> Tensor:
     """`_counts` by the backend of the device; without derivatives."""
-    if a.device.type == "cpu":
+    if compiles(a):
         from dio_lightning.ops import information_numba  # compiled on first use, as feature matching is
 
         return information_numba.joint_counts(a, b, bins, weights)

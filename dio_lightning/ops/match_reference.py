@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.sampling import interpolate_backward, interpolate_double_backward, native, per_axis
+from dio_lightning.ops.sampling_reference import interpolate_backward, interpolate_double_backward, native, per_axis
 
 
 def match(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

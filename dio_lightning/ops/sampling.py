@@ -1,149 +1,115 @@
-"""Linear interpolation with first and second derivatives that are right on every device and every torch.
+"""Linear interpolation, twice differentiable: `dio::interpolate` is compiled on the CPU, PyTorch's own elsewhere.
 
-PyTorch differentiates `grid_sample` twice only from 2.12 on, and there with sixty times the memory of the image. Here
-the first two orders are the native kernels and the third is written out: for weights w_k of the 2^d corners k of a
-cell, out = Σ_k w_k I_k, and every derivative is a sum over the same corners.
+The first derivative is an operator too; the second is plain PyTorch on every device (`sampling_reference`).
 """
 
-from collections.abc import Iterator
-from functools import reduce
-from itertools import product
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_PADDING = {"zeros": 0, "border": 1}
+from dio_lightning.ops import sampling_reference as reference
+from dio_lightning.ops.forked import compiles
 
 
-def interpolate(image: Tensor, points: Tensor, padding: str = "border") -> Tensor:
-    """Image (b, c, *s) at points (b, d, *t), in voxels of the image, linearly: (b, c, *t); twice differentiable."""
+def interpolate(image: Tensor, points: Tensor, padding: str = "border", relative: bool = False) -> Tensor:
+    """Image (b, c, *s) at points (b, d, *t), in voxels of the image, linearly: (b, c, *t); twice differentiable.
+
+    With `relative` the points are displacements of the voxels of their own grid, *t. Where a point is not finite there
+    is NaN.
+    """
     if padding == "zeros" and 1 in image.shape[2:]:
         # `grid_sample` has no coordinate along an axis of one voxel; beside a second one, of zeros, it has
         image = F.pad(image, [pad for extent in reversed(image.shape[2:]) for pad in (0, int(extent == 1))])
-    return _Interpolate.apply(image, points, padding)
+    return _Interpolate.apply(image, points, padding, relative)
 
 
-def native(image: Tensor, points: Tensor, mode: str, padding: str) -> Tensor:
-    """The same without the second derivative: `grid_sample` in our coordinates; NaN where a point is not finite.
-
-    Left to itself, `grid_sample` takes NaN for a corner of the image, and its backward reads beyond the memory.
-    """
-    values = F.grid_sample(image, _normalise(points, image), mode=mode, padding_mode=padding, align_corners=True)
-    return values if mode == "nearest" else values + 0 * points.sum(1, keepdim=True)
+def _plain(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
+    return reference.native(image, reference.absolute(points) if relative else points, "bilinear", padding)
 
 
-def interpolate_backward(
-    gradient: Tensor, image: Tensor, points: Tensor, padding: str, needs: tuple[bool, bool] = (True, True)
+def _plain_backward(
+    gradient: Tensor, image: Tensor, points: Tensor, padding: str, relative: bool, needs: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `interpolate` with respect to image and points, for a gradient (b, c, *t) at its output."""
-    d = points.shape[1]
-    kernel = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[d]
-    of_image, of_grid = kernel(
-        gradient, image, _normalise(points, image).nan_to_num(0.0), 0, _PADDING[padding], True, list(needs)
-    )
-    if needs[1]:
-        of_grid = of_grid.flip(-1).movedim(-1, 1) * per_axis(image, points)
-    return of_image, of_grid
+    where = reference.absolute(points) if relative else points
+    of_image, of_points = reference.interpolate_backward(gradient, image, where, padding, (needs[0], needs[1]))
+    return of_image if needs[0] else image.new_empty(0), of_points if needs[1] else points.new_empty(0)
 
 
-def interpolate_double_backward(
-    gradient: Tensor, image: Tensor, points: Tensor, of_image: Tensor | None, of_points: Tensor, padding: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ⟨of_image, ∂image⟩ + ⟨of_points, ∂points⟩ with respect to (gradient, image, points).
+_interpolate = torch.library.custom_op("dio::interpolate", _plain, mutates_args=())
+_interpolate_backward = torch.library.custom_op("dio::interpolate_backward", _plain_backward, mutates_args=())
 
-    ∂image and ∂points are what `interpolate_backward` returns for `gradient`; shapes as there.
-    """
-    b, c = image.shape[:2]
-    d = points.shape[1]
-    g, h = gradient.reshape(b, c, -1), of_points.reshape(b, d, -1)
-    of_gradient, new_image = torch.zeros_like(g), image.new_zeros(b, c, prod(image.shape[2:]))
-    new_points = torch.zeros_like(h)
-    for index, slope, weight in _corners(points.reshape(b, d, -1), image.shape[2:], padding):
-        where = index[:, None].expand(-1, c, -1)
-        value = image.flatten(2).gather(2, where)
-        along = [slope[i] * _others(weight, i) for i in range(d)]
-        towards = reduce(torch.add, (h[:, i] * along[i] for i in range(d)))[:, None]
-        of_gradient += towards * value
-        new_image.scatter_add_(2, where, towards * g)
-        mass = (g * value).sum(1)
-        for i in range(d):
-            mixed = sum(h[:, j] * slope[i] * slope[j] * _others(weight, i, j) for j in range(d) if j != i)
-            new_points[:, i] += mixed * mass
-        if of_image is not None:
-            value = of_image.flatten(2).gather(2, where)
-            of_gradient += _others(weight)[:, None] * value
-            mass = (g * value).sum(1)
-            for i in range(d):
-                new_points[:, i] += along[i] * mass
-    return of_gradient.view_as(gradient), new_image.view(image.shape), new_points.view_as(points)
+
+@_interpolate.register_kernel("cpu")
+def _interpolate_cpu(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
+    if not compiles(image):
+        return _plain(image, points, padding, relative)
+    from dio_lightning.ops import sampling_numba  # compiled on first use, as feature matching is
+
+    return sampling_numba.interpolate(image, points, padding, relative)
+
+
+@_interpolate_backward.register_kernel("cpu")
+def _interpolate_backward_cpu(
+    gradient: Tensor, image: Tensor, points: Tensor, padding: str, relative: bool, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
+    if not compiles(image):
+        return _plain_backward(gradient, image, points, padding, relative, needs)
+    from dio_lightning.ops import sampling_numba
+
+    return sampling_numba.backward(gradient, image, points, padding, relative, needs)
+
+
+@_interpolate.register_fake
+def _interpolate_fake(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
+    return image.new_empty(len(points), image.shape[1], *points.shape[2:])
+
+
+@_interpolate_backward.register_fake
+def _interpolate_backward_fake(
+    gradient: Tensor, image: Tensor, points: Tensor, padding: str, relative: bool, needs: list[bool]
+) -> tuple[Tensor, Tensor]:
+    return image.new_empty(image.shape if needs[0] else 0), points.new_empty(points.shape if needs[1] else 0)
 
 
 class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, image: Tensor, points: Tensor, padding: str) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(image, points)
-        ctx.padding = padding
-        return native(image, points, "bilinear", padding)
+        ctx.settings = padding, relative
+        return torch.ops.dio.interpolate(image, points, padding, relative)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # noqa: ANN401
         image, points = ctx.saved_tensors
-        of_image, of_points = _InterpolateBackward.apply(gradients[0], image, points, ctx.padding)
-        return of_image, of_points, None
+        needs = list(ctx.needs_input_grad[:2])
+        return *_InterpolateBackward.apply(gradients[0], image, points, *ctx.settings, needs), None, None
 
 
 class _InterpolateBackward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, image: Tensor, points: Tensor, padding: str) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        gradient: Tensor,
+        image: Tensor,
+        points: Tensor,
+        padding: str,
+        relative: bool,
+        needs: list[bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
         ctx.save_for_backward(gradient, image, points)
-        ctx.padding = padding
-        return interpolate_backward(gradient.contiguous(), image, points, padding)
+        ctx.settings = padding, relative
+        parts = torch.ops.dio.interpolate_backward(gradient.contiguous(), image, points, padding, relative, needs)
+        return parts[0] if needs[0] else None, parts[1] if needs[1] else None
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     # once_differentiable has no types of its own
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401  # pyright: ignore[reportIncompatibleMethodOverride]
         gradient, image, points = ctx.saved_tensors
-        return *interpolate_double_backward(gradient, image, points, gradients[0], gradients[1], ctx.padding), None
-
-
-def per_axis(image: Tensor, points: Tensor) -> Tensor:
-    """2 / (S_i - 1), which turns voxels along axis i into the [-1, 1] of `grid_sample`."""
-    scale = points.new_tensor([2 / max(size - 1, 1) for size in image.shape[2:]])
-    return scale.view(1, -1, *[1] * (points.ndim - 2))
-
-
-def _normalise(points: Tensor, image: Tensor) -> Tensor:
-    return (points * per_axis(image, points) - 1).movedim(1, -1).flip(-1)
-
-
-def _corners(points: Tensor, size: torch.Size, padding: str) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
-    """For each corner of each point's cell: flat index (b, n), slope and weight of each axis (b, n)."""
-    axes = []
-    for i, extent in enumerate(size):
-        p = points[:, i].nan_to_num(0.0)
-        moves = torch.ones_like(p)
-        if padding == "border":
-            moves = ((p > 0) & (p < extent - 1)).to(p.dtype)
-            p = p.clamp(0, extent - 1)
-        low = p.floor()
-        fraction = p - low
-        sides = []
-        for position, weight, sign in ((low, 1 - fraction, -1.0), (low + 1, fraction, 1.0)):
-            inside = ((position >= 0) & (position <= extent - 1)).to(p.dtype)
-            sides.append((position.clamp(0, extent - 1).long(), sign * moves * inside, weight * inside))
-        axes.append(sides)
-    for corner in product(*axes):
-        index = torch.zeros_like(corner[0][0])
-        for extent, (position, _, _) in zip(size, corner, strict=True):
-            index = index * extent + position
-        yield index, [slope for _, slope, _ in corner], [weight for _, _, weight in corner]
-
-
-def _others(weight: list[Tensor], *axes: int) -> Tensor:
-    """The product of the weights of all axes but these."""
-    rest = [w for i, w in enumerate(weight) if i not in axes]
-    return prod(rest[1:], start=rest[0]) if rest else torch.ones_like(weight[0])
+        padding, relative = ctx.settings
+        where = reference.absolute(points) if relative else points
+        of_points = torch.zeros_like(points) if gradients[1] is None else gradients[1]
+        parts = reference.interpolate_double_backward(gradient, image, where, gradients[0], of_points, padding)
+        return *parts, None, None, None

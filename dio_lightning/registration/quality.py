@@ -15,6 +15,7 @@ from dio_lightning.registration.grids import blurred, isotropic
 from dio_lightning.registration.scan import Scan
 from dio_lightning.registration.similarity import normalised_information
 from dio_lightning.transforms import Field, Inverse, Transform
+from dio_lightning.transforms.world import linear
 
 Verdict = Literal["good", "doubtful", "failed"]
 VOXELS = 48
@@ -145,8 +146,6 @@ def _fields(transform: Transform) -> list[Field]:
 
 def _regularity(field: Field) -> tuple[float, float]:
     """Percentage of the voxels of a field where it folds, and the spread of the logarithm of its determinant."""
-    d = len(field.grid.size)
-    at = field.grid.points()
-    u = field.grid.voxels(at + field.displacement.to(at)) - field.grid.voxels(at)
-    scores = regularity(u[None, :d], 0)
+    to_voxels = np.linalg.pinv(field.affine[:3, : len(field.grid.size)])
+    scores = regularity(linear(to_voxels, field.displacement.double())[None], 0)
     return scores.folds.item(), scores.std_logj.item()

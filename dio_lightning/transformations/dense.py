@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from dio_lightning.fields import compose, exponential
@@ -34,7 +36,8 @@ class Diffeomorphism(Transformation):
     def retract(self, z: Tensor, step: Tensor) -> Tensor:
         """The displacement of (id + u) ∘ (id + δ), with δ scaled so that its longest vector is `max_step`."""
         # clamped before the root, whose slope is infinite at a step of zero
-        longest = step.square().sum(1).flatten(1).amax(1).clamp(min=self.max_step**2).sqrt()
+        squares = reduce(lambda total, x: torch.addcmul(total, x, x), step[:, 1:].unbind(1), step[:, 0].square())
+        longest = squares.flatten(1).amax(1).clamp(min=self.max_step**2).sqrt()
         scale = (self.max_step / longest).view(-1, *[1] * (step.ndim - 1))
         return compose(z, step * scale)
 

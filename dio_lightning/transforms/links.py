@@ -123,8 +123,7 @@ class Field(Transform):
 
     def origins(self, points: Float[Tensor, "3 *t"]) -> Float[Tensor, "3 *t"]:
         """The points x with x + v(x) = y; where v folds there are several, and one is taken."""
-        flat = points.double().reshape(3, -1).T[:, :, None]
-        return points + origins(self.displacement, self.grid, flat)[:, :, 0].T.reshape(points.shape)
+        return points + origins(self.displacement, self.grid, points)
 
     def inverse(self, grid: ImageGrid | None = None) -> Inverse:
         """The field w with y + w(y) + v(y + w(y)) = y (`inversion.inverse_displacement`)."""

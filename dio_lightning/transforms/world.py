@@ -68,6 +68,12 @@ class ImageGrid:
         like = torch.empty(0, dtype=torch.float64, device=device)
         return to_world(identity(self.size, like)[0], self.affine)
 
+    def slab(self, first: int, last: int) -> "ImageGrid":
+        """The planes of this grid from `first` up to before `last`, along the first axis."""
+        affine = self.affine.copy()
+        affine[:3, 3] += first * affine[:3, 0]
+        return ImageGrid((last - first, *self.size[1:]), affine)
+
     def voxels(self, points: Float[Tensor, "3 *t"]) -> Float[Tensor, "d *t"]:
         """Points of the world in voxels of the grid; those beside a plane fall onto it at a right angle."""
         return to_voxels(points, self.affine, len(self.size))

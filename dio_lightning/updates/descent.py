@@ -115,7 +115,8 @@ class BoundDescent:
 
     def __call__(self, z: Float[Tensor, "b d ..."]) -> Float[Tensor, "b d ..."]:
         """One plain step; differentiable in z and in the features."""
-        return z + self.transformation.smooth(self.direction(z), self.settings.sigma)
+        step = self.transformation.smooth(self.direction(z), self.settings.sigma)
+        return z + step if torch.is_grad_enabled() or step.dtype != z.dtype else step.add_(z)
 
     @property
     def scale(self) -> Float[Tensor, " b"]:
@@ -189,10 +190,10 @@ class BoundDescent:
         self, u: Tensor, slopes: Iterable[tuple[float, Tensor, Tensor]], regularised: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Energy and slope of weighted terms (weight, value, slope), and of the regulariser."""
-        voxels, energy, total = prod(u.shape[2:]), u.new_zeros(len(u)), torch.zeros_like(u)
-        for index, (weight, value, slope) in enumerate(slopes):
-            weighted = slope if weight == 1 else weight * slope
-            energy, total = energy + weight * value.detach(), weighted if index == 0 else total + weighted
+        voxels, energy, total = prod(u.shape[2:]), u.new_zeros(len(u)), None
+        for weight, value, slope in slopes:
+            energy, total = energy + weight * value.detach(), _plus(total, weight, slope)
+        total = torch.zeros_like(u) if total is None else total
         if self.settings.normalise:
             energy = energy * voxels
         else:
@@ -200,16 +201,15 @@ class BoundDescent:
             total = total / voxels * half**2  # once for the gradient, once for the step
         if regularised and (weight := self.settings.regularity) > 0:
             value, slope = self.roughness.slope(u)
-            energy, total = energy + weight * voxels * value.detach(), total + weight * slope
+            energy, total = energy + weight * voxels * value.detach(), _plus(total, weight, slope)
         return energy, total
 
     def quiet(self, slope: Float[Tensor, "b d *s"], part: int, value: Float[Tensor, " b"]) -> Float[Tensor, "b d *s"]:
         """The slope, but zero for a sample where images that agree have as large a one: that is no direction.
 
-        The fixed features beside themselves have a slope of rounding, and, where a similarity counts windows of little
-        contrast as uncorrelated, one towards more contrast. Solvers that divide by the gradient's size would
-        follow it all the same. Where a term does not rest at agreement (`Term.rests`), its value says whether the
-        images agree. A slope that is differentiated stays as it is.
+        The fixed features beside themselves have a slope of rounding, which solvers that divide by the gradient's size
+        would follow all the same. Where a term does not rest at agreement (`Term.rests`), such as one that likes
+        contrast, its value says whether the images agree. A slope that is differentiated stays as it is.
         """
         term = self.terms[part]
         if torch.is_grad_enabled() or not term.compares:
@@ -220,7 +220,14 @@ class BoundDescent:
             self._least[part] = AGREED * norm(agreeing.slope(zero)[1]) if term.rests else agreeing.value(zero)
         # so written that NaN stays NaN
         agreed = (norm(slope) if term.rests else value) <= self._least[part]
-        return torch.where(spread(agreed, slope), 0, slope)
+        return torch.where(spread(agreed, slope), 0, slope) if bool(agreed.any()) else slope
+
+
+def _plus(total: Tensor | None, weight: float, slope: Tensor) -> Tensor:
+    """Total + weight × slope, without a copy where one is spared."""
+    if total is None:
+        return slope if weight == 1 else weight * slope
+    return torch.add(total, slope, alpha=weight)
 
 
 def _rests(term: Term) -> bool:

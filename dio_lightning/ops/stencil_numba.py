@@ -1,0 +1,39 @@
+"""Stencils on the CPU: tensors to the compiled loops and back. A plane is a volume of one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dio_lightning.ops import stencil_kernels
+from dio_lightning.ops.correlation_numba import _lift
+from dio_lightning.ops.match_numba import _lift_field, _threads
+
+
+def correlate(x: Tensor, taps: Sequence[Sequence[float]]) -> Tensor:
+    """See `dio_lightning.ops.stencils.correlate`."""
+    volumes = _lift(x)
+    out = torch.empty_like(volumes)
+    across, down, along = (torch.tensor(each, dtype=x.dtype).numpy() for each in [[1.0], *taps][-3:])
+    _threads()
+    stencil_kernels.smooth(volumes.numpy(), across, down, along, out.numpy())
+    return out.view(x.shape)
+
+
+def squared_differences(u: Tensor) -> tuple[Tensor, Tensor]:
+    """See `dio_lightning.ops.stencils.squared_differences`."""
+    volumes = _lift(u)
+    energy = torch.empty(volumes.shape[:3].numel(), dtype=torch.float64)
+    slope = torch.empty_like(volumes)
+    _threads()
+    stencil_kernels.differences(volumes.numpy(), energy.numpy(), slope.numpy())
+    return energy.view(len(u), -1).sum(1).to(u.dtype), slope.view(u.shape)
+
+
+def determinants(u: Tensor) -> Tensor:
+    """See `dio_lightning.ops.stencils.determinants`."""
+    field = _lift_field(u)
+    out = field.new_empty(len(u), *field.shape[2:])
+    _threads()
+    stencil_kernels.determinants(field.numpy(), out.numpy())
+    return out.view(len(u), *u.shape[2:])

@@ -1,0 +1,155 @@
+"""Compiled interpolation, its inverse, and stencils against plain PyTorch and closed forms."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dio_lightning.fields import gaussian_smooth, identity, sample
+from dio_lightning.ops import (
+    correlate,
+    determinants,
+    preimages,
+    sampling_numba,
+    sampling_reference,
+    squared_differences,
+    stencils,
+)
+from dio_lightning.ops.preimage import FLAT, STEPS, TOLERANCE, newton
+
+SIZES = [(9, 12), (7, 9, 8), (1, 9, 8), (1, 6)]
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_compiled_loops_agree_with_grid_sample(size, padding, relative) -> None:
+    """Points inside, across every border and far outside; every point's cell is its own, so slopes have no kink."""
+    torch.manual_seed(0)
+    d = len(size)
+    image = torch.rand(2, 3, *(max(extent, 2) for extent in size), dtype=torch.float64)
+    points = torch.randn(2, d, *size, dtype=torch.float64) * 6
+    where = sampling_reference.absolute(points) if relative else points
+    gradient = torch.randn(2, 3, *size, dtype=torch.float64)
+    value = sampling_numba.interpolate(image, points, padding, relative)
+    assert_close(value, sampling_reference.native(image, where, "bilinear", padding))
+    parts = sampling_numba.backward(gradient, image, points, padding, relative, [True, True])
+    assert_close(parts, sampling_reference.interpolate_backward(gradient, image, where, padding))
+    of_image, none = sampling_numba.backward(gradient, image, points, padding, relative, [True, False])
+    assert torch.equal(of_image, parts[0]) and none.numel() == 0
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_whatever_the_memory_of_images_and_points(padding) -> None:
+    """Channels last, slices, one image for many rows of points, as expanded and as it is."""
+    torch.manual_seed(0)
+    image, points = torch.rand(1, 4, 7, 9, 8), torch.rand(3, 3, 5, 4, 6) * 9 - 1
+    expected = sample(image.expand(3, -1, -1, -1, -1).contiguous(), points, padding=padding)
+    odd = torch.rand(3, 3, 5, 4, 12)[..., ::2].copy_(points)
+    for one in (image, image.contiguous(memory_format=torch.channels_last_3d), image.expand(3, -1, -1, -1, -1)):
+        for where in (points, odd, points.transpose(2, 4).contiguous().transpose(2, 4)):
+            assert_close(sample(one, where, padding=padding), expected)
+    leaf = image.clone().requires_grad_()
+    sample(leaf, points, padding=padding).sum().backward()
+    whole = image.expand(3, -1, -1, -1, -1).contiguous().requires_grad_()
+    sample(whole, points, padding=padding).sum().backward()
+    assert leaf.grad is not None and whole.grad is not None
+    assert_close(leaf.grad, whole.grad.sum(0, keepdim=True))
+
+
+def test_many_threads_scatter_what_one_does() -> None:
+    """More points than a chunk, so that every thread has its share."""
+    torch.manual_seed(0)
+    points, gradient = torch.rand(1, 2, 90, 110) * 20, torch.rand(1, 1, 90, 110)
+    image = torch.rand(1, 1, 20, 20)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(sampling_numba.backward(gradient, image, points, "border", False, [True, True]))
+    finally:
+        torch.set_num_threads(threads)
+    assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_point_that_is_not_finite_gives_nan_and_no_gradient(bad, padding) -> None:
+    image, points = torch.rand(1, 2, 5, 6), torch.rand(1, 2, 3, 4) * 4
+    points[0, 1, 2, 3] = bad
+    value = sampling_numba.interpolate(image, points, padding, False)
+    assert bool(value[0, :, 2, 3].isnan().all()) and int(value.isnan().sum()) == 2
+    ones = torch.ones_like(value)
+    of_image, of_points = sampling_numba.backward(ones, image, points, padding, False, [True, True])
+    assert bool(of_image.isfinite().all()) and bool(of_points.isfinite().all())
+    assert bool((of_points[0, :, 2, 3] == 0).all())
+
+
+def test_the_operators_are_traceable() -> None:
+    image, points = torch.randn(1, 2, 4, 4), torch.rand(1, 2, 3, 3) * 3
+    utils = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.dio.interpolate, (image, points, "border", False), test_utils=utils)
+    backward = (torch.randn(1, 2, 3, 3), image, points, "zeros", True, [False, True])
+    torch.library.opcheck(torch.ops.dio.interpolate_backward, backward, test_utils=utils)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_preimages_of_an_affine_map_are_those_of_its_inverse(d) -> None:
+    torch.manual_seed(0)
+    size = (14, 15, 16)[:d]
+    grid = identity(size, torch.empty(0, dtype=torch.float64))[0]
+    matrix = torch.eye(d, dtype=torch.float64) + 0.3 * torch.rand(d, d, dtype=torch.float64)
+    centre = grid.flatten(1).mean(1, keepdim=True)
+    u = ((matrix - torch.eye(d)) @ (grid.flatten(1) - centre)).view_as(grid)
+    y = centre + torch.rand(d, 200, dtype=torch.float64) * 4 - 2
+    expected = torch.linalg.inv(matrix) @ (y - centre) + centre - y
+    assert_close(preimages(u, y), expected, atol=1e-6, rtol=0)
+    assert_close(newton(u, y, TOLERANCE, STEPS, FLAT), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_preimages_of_a_field_that_is_no_contraction(d) -> None:
+    """Slopes up to 2 without a fold: a plain iteration z = -u(y + z) runs away."""
+    torch.manual_seed(0)
+    size = (30, 24, 20)[:d]
+    grid = identity(size, torch.empty(0, dtype=torch.float64))
+    u = gaussian_smooth(torch.randn(1, d, *size, dtype=torch.float64), 3.0)[0] * (6 if d == 3 else 3)
+    u[0] += 2.0 * (grid[0, 0] - grid[0, 0].mean())
+    y = grid[0].flatten(1) + u.flatten(1)
+    for z in (preimages(u, y), newton(u, y, TOLERANCE, STEPS, FLAT)):
+        at = (y + z).view(1, d, *size)
+        missed = (z.view_as(u) + sample(u[None], at)[0]).norm(dim=0)
+        assert float(missed.max()) < 1e-5
+
+
+def test_a_point_that_is_not_a_number_has_no_preimage_and_its_neighbours_have() -> None:
+    u, y = torch.rand(2, 6, 7) * 0.4, torch.rand(2, 5) * 5
+    y[0, 2] = torch.nan
+    z = preimages(u, y)
+    assert z.isnan().any(0).tolist() == [False, False, True, False, False]
+    assert_close(z[:, 3:], preimages(u, y[:, 3:]))
+
+
+@pytest.mark.parametrize("size", [(9, 12), (1, 6), (7, 9, 8), (1, 9, 2)], ids=str)
+def test_determinants_are_those_of_the_matrices(size) -> None:
+    torch.manual_seed(0)
+    u = torch.randn(2, len(size), *size, dtype=torch.float64)
+    u[1, 0, 0, 1] = torch.nan
+    expected = stencils.determinant(stencils.jacobian(u))
+    assert_close(determinants(u), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (1, 6), (7, 9, 8), (2, 1, 5)], ids=str)
+def test_stencils_agree_with_plain_pytorch(size) -> None:
+    """Taps longer than the axis too; a sample of a batch on its own."""
+    torch.manual_seed(0)
+    u = torch.randn(2, len(size), *size, dtype=torch.float64)
+    taps = [(0.5, 0.2, 0.05), (1.0,), (0.4, 0.3, 0.2, 0.1)][: len(size)]
+    assert_close(correlate(u, taps), stencils.reference(u, taps))
+    with torch.no_grad():
+        energy, slope = squared_differences(u)
+    leaf = u.clone().requires_grad_()
+    (of_u,) = torch.autograd.grad(squared_differences(leaf)[0].sum(), leaf)
+    assert_close(slope, of_u)
+    assert_close(energy, squared_differences(leaf)[0])
+    assert torch.autograd.gradgradcheck(lambda x: correlate(x, taps), (leaf,))
