@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the configs lie in experiments/ here, and in the package once it is installed."""
+"""What pyproject.toml cannot say: configs lie in experiments/, and in the package once it is installed; models too."""
 
 from setuptools import find_packages, setup
 
@@ -6,5 +6,5 @@ setup(
     packages=[*find_packages(include=["dio_lightning*", "data_modules*"]), "dio_lightning.experiments"],
     package_dir={"dio_lightning.experiments": "experiments"},
     # a folder deep: the configs alone, neither weights nor results
-    package_data={"dio_lightning.experiments": ["*/*.yaml"]},
+    package_data={"dio_lightning.experiments": ["*/*.yaml"], "dio_lightning.models": ["*.safetensors"]},
 )

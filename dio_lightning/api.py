@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from dio_lightning.checkpoints import trained_config
 from dio_lightning.cli import RUNS
 from dio_lightning.experiment import RegistrationCLI, prepare
+from dio_lightning.models import weights_path
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.modules.restoring import untrained
 from dio_lightning.shipped_configs import shipped_configs
@@ -35,9 +36,9 @@ def load(weights: str | PathLike[str]) -> RegistrationModule:
     """The trained module of a file of weights, on the CPU and in evaluation mode.
 
     Args:
-        weights: a checkpoint (.ckpt), or weights with their config beside them (.safetensors, .yaml). Plain data alone
-            are read, so that a file can run no program. Of a method that has nothing to train, the name of a config
-            that comes with the package, such as `classical/mind`.
+        weights: a checkpoint (.ckpt), weights with their config in them or beside them (.safetensors), or a model that
+            comes with the package by its name, such as `brain-t1`. Plain data alone are read, so that a file can run no
+            program. Of a method that has nothing to train, the name of a config of the package, `classical/mind`.
 
     Returns:
         The module; `module.register(pair)` is the displacement (b, d, *s) in voxels of the fixed grid.
@@ -47,7 +48,7 @@ def load(weights: str | PathLike[str]) -> RegistrationModule:
         ValueError: not such a file, one that is damaged, or one that does not fit its config; a config of a method
             that needs weights.
     """
-    path = Path(weights)
+    path = weights_path(weights)
     if not path.exists() and (config := shipped_configs().get(path.as_posix())):
         return untrained(RegistrationModule, config).eval()
     if not path.exists() and not path.suffix:

@@ -1,6 +1,7 @@
 """Checkpoints as files: whether one is whole, what it holds, and the config that belongs to it."""
 
 import errno
+import hashlib
 import re
 import struct
 import zipfile
@@ -10,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 CONFIG = "dio_lightning_config"
 """Key of a checkpoint under which its resolved config lies, as YAML text."""
+
+LAYOUT, LAYOUT_KEY = "1", "dio_lightning_layout"
+"""How a weights file that carries its config is laid out, and the key of its metadata that says so."""
+VERSION_KEY, DIGEST_KEY = "dio_lightning_version", "dio_lightning_sha256"
+"""The package that wrote it, and the SHA-256 of its config and weights."""
 
 NO_ARCHIVE = "it was cut off, or is no checkpoint"
 
@@ -75,18 +81,51 @@ def read_weights(path: str | PathLike[str], device: str = "cpu") -> dict[str, Te
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a safetensors file.
+        ValueError: not a safetensors file, one of another layout, or one that carries its config and has been altered.
+    """
+    metadata = weights_metadata(path)
+    if (digest := metadata.get(DIGEST_KEY)) and digest != _digest(metadata[CONFIG], Path(path).read_bytes()):
+        raise ValueError(f"{path} is not a readable safetensors file: its bytes are not those that were written")
+    return load_file(path, device)
+
+
+def weights_metadata(path: str | PathLike[str]) -> dict[str, str]:
+    """What a .safetensors file says of itself; of a file that carries its config, that lies under `CONFIG`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a safetensors file, or one of a layout that this version does not read.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights {path} do not exist")
     try:
-        return load_file(path, device)
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
+    layout = metadata.get(LAYOUT_KEY, LAYOUT)
+    if layout != LAYOUT:
+        raise ValueError(
+            f"{path} has layout {layout}, expected {LAYOUT}: it was written by dio-lightning "
+            f"{metadata.get(VERSION_KEY, 'of another version')}"
+        )
+    return metadata
+
+
+def complete_weights(weights: dict[str, Tensor], config: str, about: dict[str, str]) -> bytes:
+    """A .safetensors file that carries its config, and what else is said about it: it needs no file beside it."""
+    digest = _digest(config, save(weights))
+    return save(weights, {"format": "pt", LAYOUT_KEY: LAYOUT, CONFIG: config, DIGEST_KEY: digest, **about})
+
+
+def _digest(config: str, file: bytes) -> str:
+    """SHA-256 of a config and of the weights in a .safetensors file, whatever its metadata."""
+    data = 8 + int.from_bytes(file[:8], "little")  # behind the header and its length
+    return hashlib.sha256(config.encode() + file[data:]).hexdigest()
 
 
 def config_text(path: Path, checkpoint: dict[str, Any] | None = None) -> str:
-    """The resolved config, as YAML, that lies in a checkpoint or beside it (beside it for .safetensors).
+    """The resolved config, as YAML, that lies in a checkpoint or beside it, likewise for .safetensors.
 
     Args:
         path: the file.
@@ -99,6 +138,8 @@ def config_text(path: Path, checkpoint: dict[str, Any] | None = None) -> str:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if path.suffix == ".safetensors":
+        if text := weights_metadata(path).get(CONFIG):
+            return text
         places = [path.with_suffix(".yaml")]
     else:
         text = (checkpoint or read_checkpoint(path)).get(CONFIG)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -11,9 +12,19 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors.torch import save
 from torch import nn
 
+from dio_lightning import __version__
 from dio_lightning.callbacks.checkpoints import Best, Last, newest
-from dio_lightning.checkpoint_files import CONFIG, config_text, migrated, read_checkpoint, read_weights
+from dio_lightning.checkpoint_files import (
+    CONFIG,
+    VERSION_KEY,
+    complete_weights,
+    config_text,
+    migrated,
+    read_checkpoint,
+    read_weights,
+)
 from dio_lightning.files import replacing, write_atomic
+from dio_lightning.models.card import CARD, Card
 
 __all__ = [
     "CONFIG",
@@ -90,7 +101,12 @@ def trained_config(path: Path) -> dict[str, Any]:
         FileNotFoundError: no such checkpoint, or no config in it or beside it.
         ValueError: not a checkpoint.
     """
-    config = yaml.safe_load(config_text(path)) or {}
+    return _lasting(config_text(path))
+
+
+def _lasting(text: str) -> dict[str, Any]:
+    """What of a resolved config (its YAML) concerns other runs."""
+    config = yaml.safe_load(text) or {}
     kept = {key: config[key] for key in ("seed_everything", "model", "data") if config.get(key) is not None}
     callbacks = (config.get("trainer") or {}).get("callbacks")
     return kept | ({"trainer": {"callbacks": callbacks}} if callbacks else {})
@@ -117,31 +133,51 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(weights)
 
 
-def export_weights(checkpoint: Path, out: Path, overwrite: bool = False, half: bool = False) -> None:
+def export_weights(
+    checkpoint: Path,
+    out: Path,
+    overwrite: bool = False,
+    half: bool = False,
+    card: Path | None = None,
+    config: Path | None = None,
+) -> list[Path]:
     """Write a checkpoint's weights to `out` (.safetensors) and its resolved config to the .yaml beside it.
 
-    With `half`, weights are rounded to float16, in half the space; they are float32 again when loaded.
+    With `half`, weights are rounded to float16, in half the space; they are float32 again when loaded. With a card (a
+    YAML file of `models.Card`), config and card lie in the file itself, and there is none beside it. The config may be
+    another than the training's: one that a test or validation left, with other settings of the solver.
+
+    Returns:
+        The files that were written.
 
     Raises:
-        FileNotFoundError: no such checkpoint.
+        FileNotFoundError: no such checkpoint, card or config.
         FileExistsError: an output is there and overwrite is off.
-        ValueError: `out` does not end in .safetensors, or not a checkpoint.
+        ValueError: `out` does not end in .safetensors, not a checkpoint, or not a card.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"{out}: weights are exported to a file that ends in .safetensors")
-    for file in (out, out.with_suffix(".yaml")):
+    files = [out] if card is not None else [out, out.with_suffix(".yaml")]
+    for file in files:
         if file.exists() and not overwrite:
             raise FileExistsError(f"{file} exists: choose another name, or pass --overwrite")
-    text = yaml.safe_dump(_portable(trained_config(checkpoint)), sort_keys=False)
+    resolved = config_text(checkpoint) if config is None else config.read_text(encoding="utf-8")
+    text = yaml.safe_dump(_portable(_lasting(resolved)), sort_keys=False)
     state = read_checkpoint(checkpoint)["state_dict"]
     weights = {name: value.detach().clone().contiguous() for name, value in state.items()}
     if half:
         weights = {name: value.half() if value.dtype == torch.float32 else value for name, value in weights.items()}
+    if card is not None:
+        about = replace(Card.parsed(card.read_text(encoding="utf-8"), str(card)), version=__version__)
+        with replacing(out) as temporary:
+            temporary.write_bytes(complete_weights(weights, text, {CARD: about.text(), VERSION_KEY: __version__}))
+        return files
     digest = hashlib.sha256(text.encode()).hexdigest()
     with replacing(out) as temporary:
         # save_file would make a file that only its owner may read
         temporary.write_bytes(save(weights, metadata={"format": "pt", "config_sha256": digest}))
     write_atomic(out.with_suffix(".yaml"), text)
+    return files
 
 
 def _portable(value: Any) -> Any:  # noqa: ANN401

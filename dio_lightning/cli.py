@@ -11,6 +11,10 @@ from dio_lightning.usage import CommandParser, nearest
 
 RUNS = ("fit", "validate", "test", "predict")
 """Commands that build an experiment."""
+COMMANDS = (
+    *RUNS,
+    *("configs", "models", "export", "compare", "study", "check", "register", "transform", "evaluate", "submit"),
+)
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
@@ -18,6 +22,7 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
 
   dio-lightning check    --data Learn2Reg --data.root FOLDER
   dio-lightning configs
+  dio-lightning models   [NAME]
   dio-lightning fit      --config dio/demo
   dio-lightning test     --ckpt_path runs/demo/dio/checkpoints/best.ckpt
   dio-lightning predict  --ckpt_path WEIGHTS --data.root FOLDER
@@ -34,6 +39,7 @@ Options may come in any order. Later --config files win over earlier ones, the c
 them over the checkpoint.
 The last line of a command names the folder that it wrote; --overwrite lets it replace another run's files.
 A config is a file, or one that comes with the package by its name: `dio-lightning configs` lists them.
+Weights are a file, or a model that comes with the package by its name: `dio-lightning models` lists them.
 `dio-lightning fit --help` lists every option, `dio-lightning fit --config CONFIG --print_config` what they are set to.
 With DIO_DEBUG=1 errors keep their traceback.
 """
@@ -66,12 +72,15 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    commands = (*RUNS, "configs", "export", "compare", "study", "check", "register", "transform", "evaluate", "submit")
-    if argv[0] not in commands:
-        hint = nearest(argv[0], commands)
-        fail(f"unknown command {argv[0]!r}: expected one of {', '.join(commands)}{hint}")
+    if argv[0] not in COMMANDS:
+        hint = nearest(argv[0], COMMANDS)
+        fail(f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}{hint}")
     if argv[0] == "configs":
         return _configs(argv[1:])
+    if argv[0] == "models":
+        from dio_lightning.models.command import models
+
+        return models(argv[1:])
     if argv[0] == "export":
         return _export(argv[1:])
     if argv[0] == "compare":
@@ -115,12 +124,17 @@ def _export(argv: list[str]) -> None:
     parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit wrote")
     parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
     parser.add_argument("--half", action="store_true", help="round the weights to float16, in half the space")
+    card = "YAML of a model's card (docs/models.md): config and card then lie in the file itself"
+    parser.add_argument("--card", type=Path, metavar="FILE", help=card)
+    config = "resolved config in place of the training's, such as config_validate.yaml of a run with another solver"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=config)
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options = parser.parse_args(argv)
     from dio_lightning.checkpoints import export_weights
 
-    export_weights(options.ckpt_path, options.out, options.overwrite, options.half)
-    print(f"wrote {options.out} and {options.out.with_suffix('.yaml')}")
+    settings = {name: value for name, value in vars(options).items() if name != "ckpt_path"}
+    files = export_weights(options.ckpt_path, **settings)
+    print(f"wrote {' and '.join(map(str, files))}")
 
 
 def _compare(argv: list[str]) -> None:

@@ -29,6 +29,7 @@ from dio_lightning.callbacks.writer import FieldWriter
 from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.checkpoints import AtomicCheckpointIO, load_weights
 from dio_lightning.folder_cli import FolderCLI
+from dio_lightning.models.catalogue import with_models
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.modules.restoring import fill
 from dio_lightning.parsing import Parser, with_checkpoint_config
@@ -69,7 +70,7 @@ class RegistrationCLI(FolderCLI):
         Raises:
             FileNotFoundError, ValueError: for a command line that cannot be parsed or built.
         """
-        self.runs, args = runs, with_shipped(args)
+        self.runs, args = runs, with_models(with_shipped(args))
         self.named = folder is None and names_folder(args)
         self.folder = folder or default_folder(args)
         super().__init__(

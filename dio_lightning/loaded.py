@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 from dio_lightning.api import build
 from dio_lightning.callbacks.scores import RegistrationScores
+from dio_lightning.models import weights_path
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.pair import Pair
 from dio_lightning.scores.registered import ScoreOptions
@@ -66,7 +67,8 @@ def load(text: str, options: Sequence[str] = (), ready: bool = True) -> Loaded:
     """A method from WEIGHTS or NAME=WEIGHTS, named by its module's title if no name is given.
 
     Args:
-        text: a checkpoint (.ckpt), weights with their config beside them (.safetensors), or a config alone (.yaml).
+        text: a checkpoint (.ckpt), weights with their config in them or beside them (.safetensors), a model by its
+            name, or a config alone (.yaml).
         options: overrides, as `dio-lightning test` takes them.
         ready: whether its own data are set up; a study may bring others.
 
@@ -95,7 +97,7 @@ def _split(text: str) -> tuple[str, Path]:
         name, file = "", text
     elif not name.strip() or not file:
         raise ValueError(f"{text!r}: expected WEIGHTS or NAME=WEIGHTS")
-    path = Path(file)
+    path = weights_path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: expected weights (.safetensors, .ckpt) or a config (.yaml)")
     beside = path.with_suffix(".safetensors")

@@ -293,6 +293,11 @@ def _losses() -> Iterator[Case]:
     yield Case("losses.SSD", lambda g: losses.SSD()(g.image(2), g.image(2)))
     yield Case("losses.soft_dice", lambda g: losses.soft_dice(g.labels(), g.labels(), g.field()))
     yield Case("losses.Dice", lambda g: losses.Dice(6)(g.labels(), g.labels(), g.field()))
+    yield Case(
+        "losses.DiceCrossEntropy",
+        lambda g: losses.DiceCrossEntropy()(g.image(5).mul(4).log_softmax(1), g.labels()),
+        tolerance=1e-3,
+    )
     yield Case("losses.diffusion", lambda g: losses.diffusion(g.field(), "mean"))
     yield Case("losses.Diffusion", lambda g: losses.Diffusion()(g.field()))
     yield Case("losses.folding", lambda g: losses.folding(g.field(0.3, 3.0)))

@@ -100,7 +100,10 @@ def test_an_experiment_builds(file, built):
         if part in layer:
             found, given = getattr(cli.model.layer, part), layer[part]
             assert type(found).__name__ == given["class_path"].rsplit(".", 1)[1]
-            plain = {k: v for k, v in given.get("init_args", {}).items() if not isinstance(v, dict)}
+            settings = given.get("init_args", {})
+            terms = [term["class_path"].rsplit(".", 1)[1] for term in settings.get("terms", ())]
+            assert [type(term).__name__ for term in getattr(found, "terms", ())] == terms
+            plain = {k: v for k, v in settings.items() if not isinstance(v, dict) and k != "terms"}
             assert all(getattr(found, key) == value for key, value in plain.items())
     assert (cli.model.objective is None and cli.model.anatomy is None) == (file.parent.name == "classical")
     assert len(list(cli.model.parameters())) == 0 or file.parent.name == "dio"

@@ -27,6 +27,7 @@ FLOORS: dict[str, float] = {
     "dio_lightning.updates": 3,
     "dio_lightning.scores": 3,
     "dio_lightning.layers": 4,
+    "dio_lightning.models": 4,
     "dio_lightning.modules": 5,
     "dio_lightning.callbacks": 5,
     "dio_lightning.domains": 6,

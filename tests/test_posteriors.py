@@ -11,9 +11,9 @@ from trainings import trainer
 
 from data_modules import SyntheticPairs
 from data_modules.base import collate
-from dio_lightning.features import Posteriors, UNet
+from dio_lightning.features import LocalContrast, Posteriors, UNet
 from dio_lightning.layers import OptimizerLayer
-from dio_lightning.losses import Dice, Objective
+from dio_lightning.losses import Dice, DiceCrossEntropy, Objective
 from dio_lightning.modules import DIO
 
 LABELS = 3
@@ -45,6 +45,53 @@ def test_features_are_probabilities_of_the_network_s_classes(size):
         assert p.shape == (1, LABELS + 1, *(-(-n // level) for n in size))
         assert_close(p, posteriors(model).classifiers[str(level)](x).softmax(1))
         assert_close(p.sum(1), torch.ones_like(p[:, 0]))
+
+
+def test_a_descriptor_beside_them_changes_neither_the_probabilities_nor_their_loss():
+    model, pair = module(objective=False), collate([data(16, 18).dataset("train")[0]])
+    with pytest.raises(ValueError, match=r"have levels \[4, 2, 1\] and \[2, 1\]"):
+        Posteriors(posteriors(model).features, LABELS, 2, beside=LocalContrast())
+    descriptor = LocalContrast((2, 1))
+    wider = Posteriors(UNet(1, 8, (2, 1), 2, widths=(8, 16)), LABELS, 2, descriptor, weight=0.5)
+    wider.load_state_dict(model.features.state_dict())  # the descriptor has no weights
+    both = DIO(wider, model.layer, anatomy=DiceCrossEntropy())
+    for x, p, c in zip(wider(pair["fixed"]), model.features(pair["fixed"]), descriptor(pair["fixed"]), strict=True):
+        assert_close(x, torch.cat([p, 0.5 * c], 1))
+        assert x.shape[1] == wider.channels
+    alone = DIO(model.features, model.layer, anatomy=DiceCrossEntropy())
+    assert_close(both._learn(pair)[0]["loss"], alone._learn(pair)[0]["loss"])
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_dice_and_cross_entropy_are_monai_s_where_every_label_is_present(d):
+    logits = torch.randn(2, LABELS + 1, *(7, 6, 5)[:d], requires_grad=True)
+    label = torch.randint(0, LABELS + 1, (2, 1, *logits.shape[2:]))
+    ours = DiceCrossEntropy(0.7, 1.3)(logits.log_softmax(1), label)
+    theirs = DiceCELoss(to_onehot_y=True, softmax=True, lambda_dice=0.7, lambda_ce=1.3)(logits, label)
+    assert_close(ours, theirs)
+    slopes = [torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)]
+    assert_close(*slopes)
+
+
+def test_a_label_that_is_not_there_has_no_dice():
+    logits, label = torch.randn(2, LABELS + 1, 6, 5), torch.randint(0, LABELS, (2, 1, 6, 5))
+    label[1] = 0
+    probabilities = logits.log_softmax(1)
+    expected = []
+    for sample, present in enumerate((range(LABELS), (0,))):
+        for k in present:
+            p, t = probabilities[sample, k].exp(), label[sample, 0] == k
+            expected.append(1 - 2 * p[t].sum() / (p.sum() + t.sum()))
+    assert_close(DiceCrossEntropy(cross_entropy=0.0)(probabilities, label), torch.stack(expected).mean())
+    with pytest.raises(ValueError, match="labels are 0 to 4, expected 0 to 3"):
+        DiceCrossEntropy()(probabilities, label + 2 * (label == 2))
+    with pytest.raises(ValueError, match="expected weights of at least 0"):
+        DiceCrossEntropy(-1.0)
+
+
+def test_a_loss_of_the_features_is_for_probabilities_alone():
+    with pytest.raises(ValueError, match="features are UNet, expected Posteriors"):
+        DIO(UNet(1, 8, (2, 1), 2, widths=(8, 16)), OptimizerLayer((3, 3)), anatomy=DiceCrossEntropy())
 
 
 def test_the_loss_is_monai_s_over_both_images_and_all_levels():

@@ -1,5 +1,6 @@
 """Configs by name, in a clone and from an installed wheel."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dio_lightning.models import model_paths
 from dio_lightning.run_folders import default_folder
 from dio_lightning.shipped_configs import about, shipped_configs, with_shipped
 
@@ -113,6 +115,7 @@ def test_an_installed_wheel_trains_a_shipped_config_in_an_empty_folder(installed
     assert Path(where.strip()).is_relative_to(installed / "target")
     names = [line.split()[0] for line in python(installed, "-m", "dio_lightning", "configs").splitlines()]
     assert names == list(shipped_configs())
+    assert [*json.loads(python(installed, "-m", "dio_lightning", "models", "--json"))] == [*model_paths()]
     quick = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"]
     shown = python(installed, "-m", "dio_lightning", "fit", "--config", "dio/demo", *quick)
     assert "train_loss" in shown

@@ -67,3 +67,19 @@ def test_the_loss_and_its_gradient_are_the_means_of_both_directions(samples):
     largest = max(float(slope.norm()) for slope in slopes)
     for both, forth, back in zip(slopes, one[1], other[1], strict=True):
         assert (both - (forth + back) / 2).norm() < 1e-4 * (both.norm() + 0.1 * largest)
+
+
+def test_levels_count_by_their_weights(samples):
+    pair = collate(samples)
+    coarse, fine, both, thirds = (
+        float(module(samples, level_weights=weights)._learn(pair)[0]["loss"])
+        for weights in ((1e6, 1e-6), (0.0, 2.0), None, (1.0, 2.0))
+    )
+    assert abs(coarse - fine) > 1e-3
+    assert both == pytest.approx((coarse + fine) / 2, abs=1e-5)
+    assert thirds == pytest.approx((coarse + 2 * fine) / 3, abs=1e-5)
+    early = module(samples, level_weights=(0.0, 1.0), opens=(0, 5))
+    assert float(early._learn(pair)[0]["loss"]) == pytest.approx(coarse, abs=1e-5), "what is open counts"
+    for wrong in ((1.0,), (1.0, 0.0), (-1.0, 1.0)):
+        with pytest.raises(ValueError, match="level_weights is"):
+            module(samples, level_weights=wrong)

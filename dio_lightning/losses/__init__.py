@@ -6,6 +6,7 @@ from dio_lightning.losses.landmarks import Landmarks
 from dio_lightning.losses.objective import Objective, at_size
 from dio_lightning.losses.overlap import Dice, soft_dice
 from dio_lightning.losses.prompts import LabelPrompt, LandmarkPrompt
+from dio_lightning.losses.recognition import DiceCrossEntropy
 from dio_lightning.losses.regularity import (
     Bending,
     Diffusion,
@@ -23,6 +24,7 @@ __all__ = [
     "SSD",
     "Bending",
     "Dice",
+    "DiceCrossEntropy",
     "Diffusion",
     "Energy",
     "FeatureDistance",

@@ -9,11 +9,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from dio_lightning.features import FeaturePyramid, Intensity
+from dio_lightning.features import FeaturePyramid, Intensity, Posteriors
 from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
-from dio_lightning.losses import Objective
+from dio_lightning.losses import Objective, at_size
 from dio_lightning.modules.iterative import IterativeModule, Pyramids
 from dio_lightning.modules.refinement import Refinement
 from dio_lightning.pair import Pair, both_ways
@@ -39,13 +39,16 @@ class DIO(IterativeModule):
             computed nor scored. All are open from the start by default.
         refine: see `RegistrationModule`.
         anatomy: a loss of (logarithm of the features, label) at every open level, for features that are probabilities
-            (`Posteriors`): MONAI's `DiceCELoss` with `to_onehot_y` and `softmax`. Without an objective it trains alone,
-            and training solves nothing.
+            (`Posteriors`): `DiceCrossEntropy`, or MONAI's `DiceCELoss` with `to_onehot_y` and `softmax`. Without an
+            objective it trains alone, and training solves nothing.
         anatomy_weight: its weight beside the objective.
         symmetric: every training step registers its pairs both ways; the features are computed once.
+        level_weights: what the objective counts for at each level, coarse to fine; the mean over the open levels by
+            default.
 
     Raises:
-        ValueError: if iterations, levels and opens differ in number, or opens does not start at 0 and rise.
+        ValueError: if iterations, levels, opens and weights differ in number, or opens does not start at 0 and rise, or
+            a weight is below 0 or that of the finest level 0, or features that are no `Posteriors` have a loss.
     """
 
     open_levels: Tensor
@@ -63,6 +66,7 @@ class DIO(IterativeModule):
         anatomy: nn.Module | None = None,
         anatomy_weight: float = 1.0,
         symmetric: bool = False,
+        level_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__(objective, optimizer, scheduler, resolution, refine)
         levels = features.levels
@@ -77,8 +81,19 @@ class DIO(IterativeModule):
                 f"opens is {opens}, expected {len(levels)} rising steps that start at 0, one for each of "
                 f"features.levels {list(levels)}"
             )
+        weights = [1.0] * len(levels) if level_weights is None else list(level_weights)
+        if len(weights) != len(levels) or min(weights) < 0 or weights[-1] == 0:
+            raise ValueError(
+                f"level_weights is {weights}, expected {len(levels)} numbers of at least 0, one for each of "
+                f"features.levels {list(levels)}, the finest above 0"
+            )
+        if anatomy is not None and not isinstance(features, Posteriors):
+            raise ValueError(
+                f"features are {type(features).__name__}, expected Posteriors, as they have a loss (anatomy)"
+            )
         self.features, self.layer, self.opens = features, layer, opens
         self.anatomy, self.anatomy_weight, self.symmetric = anatomy, anatomy_weight, symmetric
+        self.level_weights = weights
         # kept in the checkpoint: what training never opened, a test must not use
         self.register_buffer("open_levels", torch.tensor(opens.count(0)))
 
@@ -165,6 +180,18 @@ class DIO(IterativeModule):
             terms["loss"] = terms["loss"] + self.anatomy_weight * value
         return terms | features, solutions
 
+    def _terms(self, pair: Pair, solutions: Sequence[Solution]) -> dict[str, Tensor]:
+        """The objective's terms, averaged over the open levels by their weights."""
+        assert self.objective is not None
+        levels = [self.objective(at_size(pair, s.value.shape[2:]), s.value) for s in solutions]
+        weights = self.level_weights[: len(levels)]
+        if sum(weights) == 0:  # the levels that count are not yet open
+            weights = [1.0] * len(levels)
+        return {
+            name: torch.stack([w * terms[name] for w, terms in zip(weights, levels, strict=True)]).sum() / sum(weights)
+            for name in levels[0]
+        }
+
     def _anatomy(self, loss: nn.Module, pyramids: Pyramids, work: Pair) -> Tensor:
         """The loss of the features' logarithms beside the labels, the mean over both images and the levels.
 
@@ -173,8 +200,9 @@ class DIO(IterativeModule):
         """
         if "fixed_label" not in work or "moving_label" not in work:
             raise ValueError("The loss of the features needs labels, but the pair has no fixed_label and moving_label.")
-        losses = []
-        for fixed, moving, grid in zip(pyramids.fixed, pyramids.moving, pyramids.grids or (), strict=True):
+        assert isinstance(self.features, Posteriors)
+        losses, sides = [], [self.features.probabilities(x) for x in (pyramids.fixed, pyramids.moving)]
+        for fixed, moving, grid in zip(*sides, pyramids.grids or (), strict=True):
             matrix = grid.matrix().to(fixed.device).expand(len(fixed), 4, 4)
             for features, label in ((fixed, work["fixed_label"]), (moving, work["moving_label"])):
                 at_level = seen_from(label, matrix, grid.size, "nearest", "border")

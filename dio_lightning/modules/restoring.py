@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 
 from dio_lightning.checkpoint_files import CONFIG, config_text, read_checkpoint
 from dio_lightning.errors import one_sentence
+from dio_lightning.models import weights_path
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -26,7 +27,7 @@ def restored(
     arguments: Mapping[str, Any],
 ) -> Module:
     """The module of a checkpoint; see `RegistrationModule.load_from_checkpoint`."""
-    path = Path(path)
+    path = weights_path(path)
     checkpoint = read_checkpoint(path, map_location, weights_only)
     # a config beside the file may be that of another run: with arguments at hand it is not looked for
     beside = CONFIG not in checkpoint and not arguments

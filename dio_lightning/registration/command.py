@@ -10,6 +10,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from dio_lightning.errors import fail
+from dio_lightning.models import weights_path
 from dio_lightning.registration.interrupts import ending_at_sigterm
 from dio_lightning.registration.options import add_options, given_arguments
 from dio_lightning.registration.progress import progress
@@ -25,7 +26,7 @@ examples:
   dio-lightning register fixed.nii.gz moving.nii.gz --out result
   dio-lightning register fixed.nii.gz moving.nii.gz --out result --stages rigid
   dio-lightning register fixed.nii.gz moving.nii.gz --out result --warp-labels atlas_of_moving.nii.gz
-  dio-lightning register fixed.nii.gz moving.nii.gz --out result --model weights.safetensors --transformation FreeForm
+  dio-lightning register fixed.nii.gz moving.nii.gz --out result --model brain-t1 --transformation FreeForm
   dio-lightning register tpl-MNI_T1w.nii.gz sub-01_T1w.nii.gz --out derivatives --bids --check-export
   dio-lightning register --csv pairs.csv --out results --jobs 4
 """
@@ -74,8 +75,8 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 def _add_stages(group: argparse._ArgumentGroup) -> None:
     stages = "comma-separated, of rigid, affine, deformable (default: all)"
     group.add_argument("--stages", default="rigid,affine,deformable", metavar="LIST", help=stages)
-    model = "weights for the deformable stage, or a config without, such as classical/mind (default: local correlation)"
-    group.add_argument("--model", type=Path, metavar="FILE|NAME", help=model)
+    model = "for the deformable stage: weights, a model (`dio-lightning models`), a config (default: local correlation)"
+    group.add_argument("--model", type=weights_path, metavar="FILE|NAME", help=model)
     group.add_argument("--transformation", choices=TRANSFORMATIONS, help="of the deformable stage, not the model's")
     start = "transform to go on from; with rigid or affine stages, one without fields"
     group.add_argument("--start", type=Path, metavar="TRANSFORM", help=start)
