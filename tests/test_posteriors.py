@@ -5,6 +5,7 @@ from typing import cast
 import pytest
 import torch
 from monai.losses.dice import DiceCELoss
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from trainings import trainer
@@ -23,8 +24,8 @@ def data(*size: int) -> SyntheticPairs:
     return SyntheticPairs(size=size, num_labels=LABELS, train_pairs=8, test_pairs=2, val_pairs=2)
 
 
-def module(d: int = 2, anatomy: bool = True, objective: bool = True, **settings) -> DIO:
-    torch.manual_seed(0)
+def module(d: int = 2, anatomy: bool = True, objective: bool = True, seed: int = 0, **settings) -> DIO:
+    torch.manual_seed(seed)
     features = Posteriors(UNet(1, 8, (2, 1), d, widths=(8, 16)), LABELS, d)
     loss = DiceCELoss(to_onehot_y=True, softmax=True) if anatomy else None
     score = Objective(label=Dice()) if objective else None
@@ -119,17 +120,24 @@ def test_beside_an_objective_it_counts_with_its_weight():
 
 
 def test_training_by_labels_alone_aligns_what_it_learned_to_recognise(tmp_path):
-    pairs, model = data(32, 32), module(objective=False, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
+    """In the mean of three trainings: one of 64 updates moves by 0.02 from seed to seed."""
+    pairs = data(32, 32)
     pair = next(iter(pairs.val_dataloader()))
 
-    def overlap() -> float:
-        with torch.no_grad():
-            return 1 - float(Dice()(pair["fixed_label"], pair["moving_label"], model.register(pair)))
+    def overlap(u: Tensor) -> float:
+        return 1 - float(Dice()(pair["fixed_label"], pair["moving_label"], u))
 
-    before = overlap()
-    trainer(tmp_path, max_epochs=8).fit(model, pairs)
-    identity = 1 - float(Dice()(pair["fixed_label"], pair["moving_label"], torch.zeros_like(model.register(pair))))
-    assert overlap() > max(before + 0.1, identity + 0.03)
+    gains = []
+    for seed in range(3):
+        model = module(objective=False, seed=seed, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2))
+        with torch.no_grad():
+            before = overlap(model.register(pair))
+        trainer(tmp_path / str(seed), max_epochs=8).fit(model, pairs)
+        with torch.no_grad():
+            u = model.register(pair)
+        gains.append((overlap(u) - before, overlap(u) - overlap(torch.zeros_like(u))))
+    trained, registered = torch.tensor(gains).mean(0)
+    assert trained > 0.1 and registered > 0.03
 
 
 def test_a_pair_without_labels_is_refused():

@@ -74,21 +74,22 @@ class _Tally:
     steps: Tensor
     residual: Tensor
     divergence: float
-    limit: Tensor | None = None
+    limit: Tensor
     evaluations: int = 0
 
     @classmethod
     def start(cls, z: Tensor, divergence: float) -> "_Tally":
         off = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         residual = torch.full_like(off, torch.inf, dtype=torch.promote_types(z.dtype, torch.float32))
-        return cls(~off, off, off, torch.zeros_like(off, dtype=torch.int64), residual, divergence)
+        return cls(
+            ~off, off, off, torch.zeros_like(off, dtype=torch.int64), residual, divergence, torch.zeros_like(residual)
+        )
 
     def see(self, evaluation: Evaluation, fired: Tensor) -> int:
         """Judge one evaluation; the number of samples still active."""
         residual = evaluation.residual
         if self.evaluations < 2:
-            limit = torch.where(residual > 0, self.divergence * residual, torch.inf)
-            self.limit = limit if self.limit is None else torch.maximum(self.limit, limit)
+            self.limit = torch.maximum(self.limit, torch.where(residual > 0, self.divergence * residual, torch.inf))
         self.evaluations += 1
         # written so that NaN counts as broken
         broken = ~((residual <= self.limit) & residual.isfinite())

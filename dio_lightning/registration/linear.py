@@ -105,7 +105,7 @@ def align(
     matrices = finer.solve(matrices, kinds[-1], 15, 0.2)
     for rate, shift in ((0.1, 0.5), (0.05, -0.3), (0.02, 0.2)):
         best = matrices[np.argsort(-finer.information(matrices))[:1]]
-        matrices = np.concatenate([best, finer.solve(_beside(best[0], finer.grid, shift), kinds[-1], 15, rate)])
+        matrices = np.concatenate([best, finer.solve(_beside(best[0], finer.grid, shift), kinds[-1], 12, rate)])
     return matrices[int(np.argmax(finer.information(matrices)))]
 
 
