@@ -23,7 +23,7 @@ class House:
     def copy(cls, folder: Path) -> "House":
         """All code of dio_lightning and data_modules."""
         for package in ("dio_lightning", "data_modules"):
-            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / package, folder / package)  # with what is compiled
         return cls(folder)
 
     def add(self, file: str, text: str) -> None:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from shutil import copytree, ignore_patterns
+from shutil import copytree
 
 ROOT = Path(__file__).parents[1]
 FILE = '''"""The size of a displacement."""
@@ -33,7 +33,7 @@ def changed(path: Path, before: str, after: str) -> None:
 
 def test_a_term_is_its_file_its_export_and_an_entry_in_a_list(tmp_path: Path) -> None:
     for name in ("dio_lightning", "data_modules", "tests"):
-        copytree(ROOT / name, tmp_path / name, ignore=ignore_patterns("__pycache__"))
+        copytree(ROOT / name, tmp_path / name)  # with what is compiled
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     (tmp_path / "dio_lightning/losses/length.py").write_text(FILE)
     exports, tests = tmp_path / "dio_lightning/losses/__init__.py", tmp_path / "tests/test_terms.py"

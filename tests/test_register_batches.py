@@ -210,7 +210,7 @@ def test_another_model_by_name_is_another_setting() -> None:
 
 
 def test_a_model_that_is_neither_a_file_nor_a_name_is_one_sentence() -> None:
-    with pytest.raises(FileNotFoundError, match="no file of weights, nor a config"):
+    with pytest.raises(FileNotFoundError, match="neither a file of weights nor a model"):
         dio_lightning.load("nonsense")
     with pytest.raises(ValueError, match="weights to be trained"):
         dio_lightning.load("brains/dio")

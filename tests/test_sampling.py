@@ -1,5 +1,10 @@
 """Compiled interpolation, its inverse, and stencils against plain PyTorch and closed forms."""
 
+import os
+import sys
+from pathlib import Path
+from subprocess import run
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -16,6 +21,7 @@ from dio_lightning.ops import (
 )
 from dio_lightning.ops.preimage import FLAT, STEPS, TOLERANCE, newton
 
+ROOT = Path(__file__).parents[1]
 SIZES = [(9, 12), (7, 9, 8), (1, 9, 8), (1, 6)]
 
 
@@ -153,3 +159,25 @@ def test_stencils_agree_with_plain_pytorch(size) -> None:
     assert_close(slope, of_u)
     assert_close(energy, squared_differences(leaf)[0])
     assert torch.autograd.gradgradcheck(lambda x: correlate(x, taps), (leaf,))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_process_forked_after_compiled_loops_ran_computes_on() -> None:
+    """GNU's OpenMP would end it: plain PyTorch goes on."""
+    code = """
+import os, torch
+from torch.testing import assert_close
+from dio_lightning import fields, ops
+a, b, u = torch.rand(1, 2, 6, 7), torch.rand(1, 2, 6, 7), torch.rand(1, 2, 6, 7)
+def compute():
+    field = ops.preimages(u[0] * 0.3, torch.rand(2, 3, generator=torch.Generator().manual_seed(0)) * 4)
+    with torch.no_grad():
+        return [fields.warp(a, u), *ops.match(a, b, u), ops.local_correlation(a, b, 3), fields.gaussian_smooth(u, 1.0),
+                ops.mutual_information(a[:, :1], b[:, :1], 6), ops.determinants(u), field.float()]
+before = compute()
+if (child := os.fork()) == 0:
+    assert_close(compute(), before, rtol=1e-4, atol=1e-5)
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})

@@ -59,7 +59,8 @@ def test_memory_of_unrolled_methods_grows_with_their_steps(name) -> None:
         if name == "RIIR"
         else Unrolling(objective(), spatial_dims=2, levels=[2, 1], repeats=[1, 1], width=4, depth=2)
     )
-    saved, live = zip(*(peaks(module, steps) for steps in (2, 4, 8)), strict=True)
+    # of two steps the peak is somewhere else, in a loss
+    saved, live = zip(*(peaks(module, steps) for steps in (4, 8, 16)), strict=True)
     for found in (saved, live):
         assert found[2] - found[1] == pytest.approx(2 * (found[1] - found[0]), rel=0.1)
     assert saved[2] > 2 * saved[0]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dio_lightning.ops import match_reference
+from dio_lightning.ops.forked import compiles
 
 
 class Blocks(NamedTuple):
@@ -78,7 +79,7 @@ def _match_blocks(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Ten
 def _match_cpu(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     from dio_lightning.ops import match_numba  # compiled on first use: importing the library stays quick
 
-    return match_numba.match(fixed, moving, u)
+    return match_numba.match(fixed, moving, u) if compiles(u) else match_reference.match(fixed, moving, u)
 
 
 @_match_adjoint.register_kernel("cpu")
@@ -87,14 +88,18 @@ def _match_adjoint_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     from dio_lightning.ops import match_numba
 
-    return match_numba.match_adjoint(fixed, moving, u, of_value, of_gradient)
+    return (
+        match_numba.match_adjoint(fixed, moving, u, of_value, of_gradient)
+        if compiles(u)
+        else match_reference.match_adjoint(fixed, moving, u, of_value, of_gradient)
+    )
 
 
 @_match_blocks.register_kernel("cpu")
 def _match_blocks_cpu(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from dio_lightning.ops import match_numba
 
-    return match_numba.match_blocks(fixed, moving, u)
+    return match_numba.match_blocks(fixed, moving, u) if compiles(u) else match_reference.match_blocks(fixed, moving, u)
 
 
 @_match.register_fake

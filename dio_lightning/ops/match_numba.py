@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dio_lightning.ops import match_kernels
+from dio_lightning.ops.forked import started
 
 _COPIES = 4
 """Most private copies of the moving gradient, which threads scatter to."""
@@ -60,6 +61,7 @@ def match_adjoint(
 def _threads() -> int:
     """As many threads as torch uses, so that one setting rules both, and torch keeps its own."""
     # numba fills its config from the environment, where no type checker sees it
+    started()
     most: int = numba.config.NUMBA_NUM_THREADS  # pyright: ignore[reportPrivateImportUsage, reportAttributeAccessIssue]
     wanted = torch.get_num_threads()
     threads = min(wanted, most)

@@ -7,7 +7,7 @@ from dio_lightning.ops.match_kernels import _FAST
 from dio_lightning.ops.sampling_kernels import _cell, _offsets
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _along(line, x, d0, d1, d2, w0, w1, w2):  # noqa: ANN001, ANN202
     """Sum over the corners of a cell of the products of weights (lower, upper) of the three axes."""
     x00 = w2[0] * line[x] + w2[1] * line[x + d2]
@@ -17,7 +17,7 @@ def _along(line, x, d0, d1, d2, w0, w1, w2):  # noqa: ANN001, ANN202
     return w0[0] * (w1[0] * x00 + w1[1] * x01) + w0[1] * (w1[0] * x10 + w1[1] * x11)
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _determinant(a, b, c):  # noqa: ANN001, ANN202
     return a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0]) + a[2] * (b[0] * c[1] - b[1] * c[0])
 
@@ -49,6 +49,33 @@ def _step(field, size, y, z, flat, slopes, step):  # noqa: ANN001, ANN202
     return total
 
 
+@njit(fastmath=_FAST)
+def _some(field, points, size, tolerance, steps, flat, first, last, out):  # noqa: ANN001, ANN202
+    """`newton` of the points from `first` up to before `last`."""
+    y, z, best, before = np.empty(3), np.empty(3), np.zeros(3), np.zeros(3)
+    step, slopes = np.empty(3), np.empty((3, 3))
+    for at in range(first, last):
+        for c in range(3):
+            y[c], before[c], best[c] = points[c, at], best[c], np.nan
+        least = np.inf
+        for attempt in range(2):
+            for c in range(3):
+                z[c] = before[c] if attempt else 0.0
+            for _ in range(steps):
+                square = _step(field, size, y, z, flat, slopes, step)
+                better = square < least
+                least = square if better else least
+                for c in range(3):
+                    best[c] = z[c] if better else best[c]
+                    z[c] += step[c]
+                if not square > tolerance * tolerance:
+                    break
+            if not least > tolerance * tolerance:
+                break
+        for c in range(3):
+            out[c, at] = best[c]
+
+
 @njit(parallel=True, cache=True, fastmath=_FAST)
 def newton(field, points, size, tolerance, steps, flat, chunk, out):  # noqa: ANN001, ANN201
     """Of every point the z (3, n) with z + u(y + z) = 0, or the best of those that were tried.
@@ -58,22 +85,5 @@ def newton(field, points, size, tolerance, steps, flat, chunk, out):  # noqa: AN
     """
     count = points.shape[1]
     for part in prange((count + chunk - 1) // chunk):
-        y, z, best, before = np.empty(3), np.empty(3), np.zeros(3), np.zeros(3)
-        step, slopes = np.empty(3), np.empty((3, 3))
-        for at in range(part * chunk, min((part + 1) * chunk, count)):
-            y[:], before[:], best[:] = points[:, at], best, np.nan
-            least = np.inf
-            for attempt in range(2):
-                for c in range(3):
-                    z[c] = before[c] if attempt else 0.0
-                for _ in range(steps):
-                    square = _step(field, size, y, z, flat, slopes, step)
-                    if square < least:
-                        least = square
-                        best[:] = z
-                    if not square > tolerance * tolerance:
-                        break
-                    z += step
-                if not least > tolerance * tolerance:
-                    break
-            out[:, at] = best
+        last = min((part + 1) * chunk, count)
+        _some(field, points, size, tolerance, steps, flat, part * chunk, last, out)

@@ -12,7 +12,7 @@ from numba import njit, prange
 from dio_lightning.ops.match_kernels import _FAST
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _cell(position, extent, zeros, one, missing):  # noqa: ANN001, ANN202
     """Of an axis: both corners, their weights, and their weights' slopes; `missing` where the position is not finite.
 
@@ -40,13 +40,13 @@ def _cell(position, extent, zeros, one, missing):  # noqa: ANN001, ANN202
     return low, min(low + 1, extent - 1), one - fraction, fraction, -moves, moves
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _place(index, grid):  # noqa: ANN001, ANN202
     """Coordinates of a point in its grid."""
     return index // (grid[1] * grid[2]), index // grid[2] % grid[1], index % grid[2]
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _next(i, j, k, grid):  # noqa: ANN001, ANN202
     """Coordinates of the point after this one."""
     k += 1
@@ -57,7 +57,7 @@ def _next(i, j, k, grid):  # noqa: ANN001, ANN202
     return i, j, k
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _offsets(size, i0, i1, j0, j1, k0, k1):  # noqa: ANN001, ANN202
     """Where the lowest corner lies in a volume, and how far it is to the next one along each axis."""
     first = (i0 * size[1] + j0) * size[2] + k0

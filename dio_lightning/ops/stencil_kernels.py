@@ -6,13 +6,13 @@ from numba import njit, prange
 from dio_lightning.ops.match_kernels import _FAST
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _add(line, weight, out):  # noqa: ANN001, ANN202
     for k in range(len(out)):
         out[k] += weight * line[k]
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _across(rows, taps, out):  # noqa: ANN001, ANN202
     """Symmetric correlation of rows (m, k) along their first axis into out (m, k), zeros outside."""
     extent, width = rows.shape
@@ -34,7 +34,7 @@ def _across(rows, taps, out):  # noqa: ANN001, ANN202
             out[i, k] = total[k] + taps[0] * here[k]
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _line(line, taps, out):  # noqa: ANN001, ANN202
     """Symmetric correlation of a line (k,) into out (k,), zeros outside."""
     extent = len(line)
@@ -47,21 +47,34 @@ def _line(line, taps, out):  # noqa: ANN001, ANN202
             out[k] += taps[t] * line[k + t]
 
 
+@njit(fastmath=_FAST)
+def _in_plane(plane, along, across, out):  # noqa: ANN001, ANN202
+    """Correlations of a plane (s1, s2) along both axes."""
+    rows = np.empty(plane.shape, plane.dtype)
+    for j in range(len(plane)):
+        _line(plane[j], along, rows[j])
+    _across(rows, across, out)
+
+
+@njit(fastmath=_FAST)
+def _through_planes(rows, taps):  # noqa: ANN001, ANN202
+    """The correlation of a row of every plane (s0, s2) with those of the others, in place."""
+    kept = np.empty(rows.shape, rows.dtype)
+    for i in range(len(rows)):
+        for k in range(rows.shape[1]):
+            kept[i, k] = rows[i, k]
+    _across(kept, taps, rows)
+
+
 @njit(parallel=True, cache=True, fastmath=_FAST)
 def smooth(x, taps0, taps1, taps2, out):  # noqa: ANN001, ANN201
     """Symmetric correlations along all axes; taps[t] is the weight at distance t, zeros outside."""
-    n, s0, s1, s2 = x.shape
+    n, s0, s1, _ = x.shape
     for plane in prange(n * s0):
-        m, i = plane // s0, plane % s0
-        rows = np.empty((s1, s2), x.dtype)
-        for j in range(s1):
-            _line(x[m, i, j], taps2, rows[j])
-        _across(rows, taps1, out[m, i])
+        _in_plane(x[plane // s0, plane % s0], taps2, taps1, out[plane // s0, plane % s0])
     if len(taps0) > 1:
         for row in prange(n * s1):
-            m, j = row // s1, row % s1
-            rows = out[m, :, j].copy()
-            _across(rows, taps0, out[m, :, j])
+            _through_planes(out[row // s1, :, row % s1], taps0)
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
@@ -96,7 +109,7 @@ def differences(u, energy, slope):  # noqa: ANN001, ANN201
         energy[row] = total
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
 def _central(low, high, span):  # noqa: ANN001, ANN202
     return (high - low) / span if span > 0 else 0.0
 
