@@ -2,8 +2,8 @@
 
 FireANTs is not a dependency. It lives in a folder of its own, which only its process sees:
 
-    pip install --target build/fireants --no-deps fireants==1.5.0 typing_extensions
-    python benchmarks/peers.py $DIO_DATA/brains_2mm --fixed 0011 --moving 0012 --peers build/fireants
+    .venv/bin/pip install --target build/fireants --no-deps fireants==1.5.0 typing_extensions
+    .venv/bin/python benchmarks/peers.py $DIO_DATA/brains_2mm --fixed 0011 --moving 0012 --peers build/fireants
 
 Both take one thread, read the same two files, and are given seconds of processor time, so that others on the machine
 count little. Dice is the mean over the labels of the fixed map, labels moved to the nearest voxel.
@@ -134,6 +134,10 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2, help="runs of each, of which the best counts")
     parser.add_argument("--alone", choices=("ours", "fireants"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peers and not (options.peers / "fireants").is_dir():
+        raise SystemExit(f"{options.peers} has no fireants, expected the folder that pip installed it to (--target)")
+    if options.repeat < 1:
+        raise SystemExit(f"--repeat is {options.repeat}, expected at least 1")
     subjects = options.fixed, options.moving
     cases = [_file(options.folder / kind, subject) for kind in ("imagesTr", "labelsTr") for subject in subjects]
     files = Files(*cases)
