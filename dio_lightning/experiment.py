@@ -132,8 +132,10 @@ class RegistrationCLI(FolderCLI):
             others += [Best(root / "checkpoints"), Last(root / "checkpoints")]
         if self.subcommand == "fit":
             others += [RandomStates(), ConfiguredOptimizers(), *([LearningRateMonitor()] if config["logger"] else [])]
+        if self.subcommand in ("fit", "test"):
+            others.append(Panels())
         if self.subcommand == "test":
-            others += [Panels(), LoggedResults()]
+            others.append(LoggedResults())
         if self.subcommand == "predict":
             others.append(FieldWriter())
         # last: what ends a command comes after everything that a batch leaves
