@@ -29,6 +29,8 @@ FLOORS: dict[str, float] = {
     "dio_lightning.layers": 4,
     "dio_lightning.models": 4,
     "dio_lightning.modules": 5,
+    "dio_lightning.pictures": 3,
+    "dio_lightning.reports": 4.5,
     "dio_lightning.callbacks": 5,
     "dio_lightning.domains": 6,
     "dio_lightning.errors": 0,
