@@ -14,13 +14,14 @@ RUNS = ("fit", "validate", "test", "predict")
 """Commands that build an experiment."""
 COMMANDS = (
     *RUNS,
-    *("configs", "models", "export", "compare", "study", "sweep", "check", "register", "transform"),
+    *("configs", "models", "export", "compare", "study", "sweep", "rerun", "check", "register", "transform"),
     *("evaluate", "submit"),
 )
 ELSEWHERE = {
     "models": "models.command.models",
     "study": "studies.command.study",
     "sweep": "sweeps.command.sweep",
+    "rerun": "rerun.rerun",
     "register": "registration.command.register",
     "transform": "transform_command.transform",
     "evaluate": "challenge.command.evaluate",
@@ -45,6 +46,7 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
   dio-lightning study    NAME WEIGHTS [WEIGHTS ...] --out FOLDER
   dio-lightning sweep    FILE --trials N
+  dio-lightning rerun    FOLDER
   dio-lightning register FIXED MOVING --out FOLDER
   dio-lightning transform apply|invert|compose|convert --help
 
