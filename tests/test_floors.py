@@ -47,6 +47,8 @@ FLOORS: dict[str, float] = {
     "dio_lightning.challenge": 6,
     "dio_lightning.checking": 6,
     "dio_lightning.registration": 6,
+    "dio_lightning.sweeps": 6,
+    "dio_lightning.rerun": 6,
     "dio_lightning.api": 6,
     "dio_lightning.cli": 6,
     "dio_lightning.usage": 1,
