@@ -14,34 +14,21 @@ RUNS = ("fit", "validate", "test", "predict")
 """Commands that build an experiment."""
 COMMANDS = (
     *RUNS,
-<<<<<<< HEAD
-    *("configs", "models", "export", "compare", "study", "sweep", "rerun", "check", "register", "transform"),
-    *("evaluate", "submit"),
-)
-ELSEWHERE = {
-    "models": "models.command.models",
-    "study": "studies.command.study",
-    "sweep": "sweeps.command.sweep",
-    "rerun": "rerun.rerun",
-    "register": "registration.command.register",
-    "transform": "transform_command.transform",
-    "evaluate": "challenge.command.evaluate",
-    "submit": "challenge.command.submit",
-}
-"""Commands with a file of their own, which takes the words behind them."""
-=======
-    *("configs", "models", "export", "compare", "study", "features", "check"),
+    *("configs", "models", "export", "compare", "study", "features", "sweep", "rerun", "check"),
     *("register", "transform", "evaluate", "submit"),
 )
 ELSEWHERE = {
     "models": "models.command",
     "study": "studies.command",
     "features": "features_command",
+    "sweep": "sweeps.command",
+    "rerun": "rerun",
     "register": "registration.command",
     "transform": "transform_command",
+    "evaluate": "challenge.command",
+    "submit": "challenge.command",
 }
 """Commands whose function has their name, by the file that it is in."""
->>>>>>> learned
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
@@ -59,12 +46,9 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning export   --ckpt_path CHECKPOINT OUT.safetensors
   dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
   dio-lightning study    NAME WEIGHTS [WEIGHTS ...] --out FOLDER
-<<<<<<< HEAD
+  dio-lightning features WEIGHTS --out FOLDER
   dio-lightning sweep    FILE --trials N
   dio-lightning rerun    FOLDER
-=======
-  dio-lightning features WEIGHTS --out FOLDER
->>>>>>> learned
   dio-lightning register FIXED MOVING --out FOLDER
   dio-lightning transform apply|invert|compose|convert --help
 
@@ -116,25 +100,12 @@ def _dispatch(argv: list[str]) -> None:
         return _export(argv[1:])
     if argv[0] == "compare":
         return _compare(argv[1:])
-<<<<<<< HEAD
-    if argv[0] in ELSEWHERE:
-        module, _, function = ELSEWHERE[argv[0]].rpartition(".")
-        return getattr(import_module(f"dio_lightning.{module}"), function)(argv[1:])
-=======
->>>>>>> learned
     if argv[0] == "check":
         from dio_lightning.checking import check
 
         if code := check(argv[1:]):
             raise SystemExit(code)
         return None
-<<<<<<< HEAD
-=======
-    if argv[0] in ("evaluate", "submit"):
-        from dio_lightning.challenge import command
-
-        return command.evaluate(argv[1:]) if argv[0] == "evaluate" else command.submit(argv[1:])
->>>>>>> learned
     from dio_lightning.experiment import run
 
     run(argv)
