@@ -9,64 +9,99 @@ from numba import njit, prange
 
 from dio_lightning.ops.match_kernels import _FAST
 
-
-@njit(inline="always")
-def _down(rows, radius, out):  # noqa: ANN001, ANN202
-    """The same down the first axis of (s1, s2)."""
-    extent, width = rows.shape
-    total = np.zeros(width)
-    for j in range(min(radius, extent)):
-        for k in range(width):
-            total[k] += rows[j, k]
-    for j in range(extent):
-        if j + radius < extent:
-            for k in range(width):
-                total[k] += rows[j + radius, k]
-        if j > radius:
-            for k in range(width):
-                total[k] -= rows[j - radius - 1, k]
-        for k in range(width):
-            out[j, k] = total[k]
+_BLOCK = 128
+"""Voxels of a row in a loop. What it reads and writes is one array: LLVM makes no SIMD of loops over eight and more."""
 
 
-@njit(inline="always")
+@njit(fastmath=_FAST)
+def _into(line, enters, leaves, total, kept):  # noqa: ANN001, ANN202
+    """A line of running sums down a plane moves on by a row; in the sums over planes it takes the place of `kept`."""
+    for k in range(len(line)):
+        fresh = line[k] + (enters[k] - leaves[k])
+        total[k] += fresh - kept[k]
+        line[k] = fresh
+        kept[k] = fresh
+
+
+@njit(fastmath=_FAST)
+def _down(rows, first, count, radius, line, zero, total, kept):  # noqa: ANN001, ANN202
+    """Sums of windows down a plane at `count` rows from `first` on, into the sums over planes."""
+    extent = len(rows)
+    line[:] = 0
+    for j in range(max(first - radius - 1, 0), min(first + radius, extent)):
+        for k in range(len(line)):
+            line[k] += rows[j, k]
+    for j in range(count):
+        enters, leaves = first + j + radius, first + j - radius - 1
+        _into(line, rows[enters] if enters < extent else zero, rows[leaves] if leaves >= 0 else zero, total[j], kept[j])
+
+
+@njit(fastmath=_FAST)
+def _out(total, kept):  # noqa: ANN001, ANN202
+    """A plane that is kept leaves the sums, and none takes its place."""
+    for j in range(total.shape[0]):
+        for k in range(total.shape[1]):
+            total[j, k] -= kept[j, k]
+            kept[j, k] = 0
+
+
+@njit(fastmath=_FAST)
 def _within(place, extent, radius):  # noqa: ANN001, ANN202
     """How many voxels of a window lie inside along an axis."""
     return min(place + radius, extent - 1) - max(place - radius, 0) + 1
 
 
-@njit(inline="always")
-def _plane(total, i, first, s0, s1, radius, count, za, zb, floor, signed, slopes):  # noqa: ANN001, ANN202
+@njit(fastmath=_FAST, error_model="numpy")  # a division that raises is no SIMD
+def _row(work, length, within, count, za, zb, floor, signed):  # noqa: ANN001, ANN202
+    """The sum of the correlations of `length` voxels of a row, where so many voxels of a window count.
+
+    The five sums over windows lie one behind the other, and behind them the five slopes.
+    """
+    summed, outside, share = 0.0, count - within, 1 / count
+    # what a window has beyond the image counts as -zero: moments of the outside
+    off_a, off_b, lack = outside * za * share, outside * zb * share, outside * (1 - outside * share)
+    off_aa, off_bb, off_ab = lack * za * za, lack * zb * zb, lack * za * zb
+    for k in range(length):
+        sum_a, sum_b = work[k], work[_BLOCK + k]
+        mean_a, mean_b = sum_a * share - off_a, sum_b * share - off_b
+        var_a = work[2 * _BLOCK + k] + off_aa - sum_a * (mean_a - off_a)
+        var_b = work[3 * _BLOCK + k] + off_bb - sum_b * (mean_b - off_b)
+        cross = work[4 * _BLOCK + k] + off_ab - sum_a * mean_b + off_a * sum_b
+        free_a, free_b = 1.0 if var_a > floor else 0.0, 1.0 if var_b > floor else 0.0
+        # so written that NaN stays NaN
+        var_a, var_b = floor if var_a <= floor else var_a, floor if var_b <= floor else var_b
+        product = 1 / (var_a * var_b + floor)
+        root = np.sqrt(product) if signed else 2 * cross * product
+        correlation = cross * root if signed else cross * cross * product
+        correlation = 1.0 if correlation > 1 else (-1.0 if correlation < -1 else correlation)
+        summed += correlation
+        bend = -root * cross * product
+        slope_a, slope_b = bend * var_b * free_a, bend * var_a * free_b
+        work[5 * _BLOCK + k], work[6 * _BLOCK + k] = root, slope_a
+        work[7 * _BLOCK + k] = root * mean_b + slope_a * mean_a
+        work[8 * _BLOCK + k], work[9 * _BLOCK + k] = slope_b, root * mean_a + slope_b * mean_b
+    return summed
+
+
+@njit(fastmath=_FAST)
+def _plane(total, i, first, s0, s1, radius, count, za, zb, floor, signed, work, slopes):  # noqa: ANN001, ANN202
     """The sum of the correlations of a plane of a band, given its sums over windows (5, rows, s2)."""
-    summed, both, s2 = 0.0, len(slopes) == 5, total.shape[2]
-    for row in range(total.shape[1]):
-        j = first + row
-        for k in range(s2):
-            outside = count - _within(i, s0, radius) * _within(j, s1, radius) * _within(k, s2, radius)
-            sum_a, sum_b = total[0, row, k], total[1, row, k]
-            mean_a, mean_b = (sum_a - outside * za) / count, (sum_b - outside * zb) / count
-            cross = total[4, row, k] - sum_a * sum_b / count
-            var_a, var_b = total[2, row, k] - sum_a * sum_a / count, total[3, row, k] - sum_b * sum_b / count
-            if outside > 0:
-                inside = 1 - outside / count
-                cross += outside * (za * zb * inside + (za * sum_b + zb * sum_a) / count)
-                var_a += outside * (za * za * inside + 2 * za * sum_a / count)
-                var_b += outside * (zb * zb * inside + 2 * zb * sum_b / count)
-            free_a, free_b = var_a > floor, var_b > floor
-            # so written that NaN stays NaN
-            var_a, var_b = floor if var_a <= floor else var_a, floor if var_b <= floor else var_b
-            product = var_a * var_b + floor
-            root = 1 / np.sqrt(product) if signed else 2 * cross / product
-            correlation = cross * root if signed else cross * cross / product
-            correlation = 1.0 if correlation > 1 else (-1.0 if correlation < -1 else correlation)
-            summed += correlation
-            of_a = -root * cross * var_b / product if free_a else 0.0
-            of_b = -root * cross * var_a / product if free_b else 0.0
-            slopes[0, j, k], slopes[1, j, k] = root, of_a
-            slopes[2, j, k] = root * mean_b + of_a * mean_a
-            if both:
-                slopes[3, j, k] = of_b
-                slopes[4, j, k] = root * mean_a + of_b * mean_b
+    summed, s2 = 0.0, total.shape[2]
+    for part in range(total.shape[1] * ((s2 + _BLOCK - 1) // _BLOCK)):
+        row, start = part % total.shape[1], part // total.shape[1] * _BLOCK
+        j, stop = first + row, min(start + _BLOCK, s2)
+        for place in range(5):
+            work[place * _BLOCK : place * _BLOCK + stop - start] = total[place, row, start:stop]
+        around = _within(i, s0, radius) * _within(j, s1, radius)
+        k = start
+        while k < stop:
+            # all columns whose windows lie within the line are one loop
+            end = min(stop, s2 - radius) if radius <= k < s2 - radius else k + 1
+            within = around * _within(k, s2, radius)
+            summed += _row(work[k - start :], end - k, within, count, za, zb, floor, signed)
+            k = end
+        for place in range(len(slopes)):
+            slopes[place, j, start:stop] = work[(5 + place) * _BLOCK : (5 + place) * _BLOCK + stop - start]
     return summed
 
 
@@ -104,35 +139,26 @@ def _three(x, y, z, radius, out):  # noqa: ANN001, ANN202
 
 
 @njit(fastmath=_FAST)
-def _exchange(total, kept, fresh):  # noqa: ANN001, ANN202
-    """A plane that is kept leaves the running total, and another one takes its place."""
-    for j in range(total.shape[0]):
-        for k in range(total.shape[1]):
-            total[j, k] += fresh[j, k] - kept[j, k]
-            kept[j, k] = fresh[j, k]
-
-
-@njit(fastmath=_FAST)
 def _correlate(a, b, za, zb, first, rows, radius, count, floor, signed, slopes):  # noqa: ANN001, ANN202
     """Sum of the correlations of a band of one volume, and its slopes; see `correlations`."""
     s0, s1, s2 = a.shape
     last = min(first + rows, s1)
     low, high = max(first - radius, 0), min(last + radius, s1)
-    lines, down, none = np.empty((5, high - low, s2)), np.empty((high - low, s2)), np.zeros((last - first, s2))
+    lines, line, zero = np.empty((5, high - low, s2)), np.empty(s2), np.zeros(s2)
     kept, total = np.zeros((2 * radius + 1, 5, last - first, s2)), np.zeros((5, last - first, s2))
-    summed = 0.0
+    work, summed = np.empty(10 * _BLOCK), 0.0
     for i in range(s0 + radius):
         if i < s0:
             _products(a[i, low:high], b[i, low:high], za, zb, radius, lines)
         for which in range(5):
+            before = kept[i % len(kept), which]
             if i < s0:
-                _down(lines[which], radius, down)
-                _exchange(total[which], kept[i % len(kept), which], down[first - low : last - low])
+                _down(lines[which], first - low, last - first, radius, line, zero, total[which], before)
             else:
-                _exchange(total[which], kept[i % len(kept), which], none)
+                _out(total[which], before)
         if i >= radius:
             at = i - radius
-            summed += _plane(total, at, first, s0, s1, radius, count, za, zb, floor, signed, slopes[:, at])
+            summed += _plane(total, at, first, s0, s1, radius, count, za, zb, floor, signed, work, slopes[:, at])
     return summed
 
 
@@ -159,18 +185,18 @@ def _slope(slopes, which, a, b, za, zb, first, rows, radius, factor, out):  # no
     s0, s1, s2 = a.shape
     last = min(first + rows, s1)
     low, high = max(first - radius, 0), min(last + radius, s1)
-    lines, down, none = np.empty((3, high - low, s2)), np.empty((high - low, s2)), np.zeros((last - first, s2))
+    lines, line, zero = np.empty((3, high - low, s2)), np.empty(s2), np.zeros(s2)
     kept, total = np.zeros((2 * radius + 1, 3, last - first, s2)), np.zeros((3, last - first, s2))
     for i in range(s0 + radius):
         if i < s0:
             planes = slopes[which[0], i, low:high], slopes[which[1], i, low:high], slopes[which[2], i, low:high]
             _three(planes[0], planes[1], planes[2], radius, lines)
         for place in range(3):
+            before = kept[i % len(kept), place]
             if i < s0:
-                _down(lines[place], radius, down)
-                _exchange(total[place], kept[i % len(kept), place], down[first - low : last - low])
+                _down(lines[place], first - low, last - first, radius, line, zero, total[place], before)
             else:
-                _exchange(total[place], kept[i % len(kept), place], none)
+                _out(total[place], before)
         if i >= radius:
             x, y, to = a[i - radius], b[i - radius], out[i - radius]
             for j in range(first, last):
