@@ -18,6 +18,7 @@ from test_pages import PAGES
 
 from dio_lightning.cli import main
 from dio_lightning.models import model_paths
+from dio_lightning.shipped_configs import shipped_configs
 from dio_lightning.transforms import Affine, Chain, write_transform
 
 ALL = {page: blocks(page) for page in PAGES}
@@ -134,12 +135,13 @@ def test_the_first_commands_of_a_page_run(page: str, folder: Path, capsys) -> No
 
 def test_the_long_commands_name_configs_weights_and_files_that_are_there(folder: Path) -> None:
     variables, seen = {"DIO_DATA": "/data"}, 0
+    named = {"last", *model_paths(), *shipped_configs()}
     for block in ALL[LONG]:
         for words in commands(block.code, variables) if block.language == "bash" else ():
             for before, word in zip(["", *words], words, strict=False):
                 path = word.rpartition("=")[2]
                 if before in ("--config", "--ckpt_path") or path.startswith(("experiments/", "benchmarks/", "tests/")):
-                    if "$" not in path and not path.startswith("runs/") and path not in ("last", *model_paths()):
+                    if "$" not in path and not path.startswith("runs/") and path not in named:
                         for file in braces(path):
                             assert [*Path().glob(file)], f"line {block.line}: {file}"
                         seen += 1

@@ -107,6 +107,7 @@ def test_a_wheel_holds_the_configs_and_neither_weights_nor_results(installed):
     assert {str(path.relative_to(shipped)) for path in files} == {
         str(path.relative_to(ROOT / "experiments")) for path in ROOT.glob("experiments/*/*.yaml")
     }
+    assert (package / "reports/templates/page.html").is_file(), "what is no Python went by way of the source archive"
     site = package.parent
     assert (site / "data_modules/sources/synthetic.py").is_file()
     assert not (site / "experiments").exists() and not (site / "tests").exists()
