@@ -156,8 +156,9 @@ def test_yaml_is_a_config(page: str, folder: Path, parser) -> None:
     for block in ALL[page]:
         if block.language == "yaml":
             content = yaml.safe_load(block.code)
-            Path("page.yaml").write_text(block.code, encoding="utf-8")
-            config = program.parsed(["fit", "--config", "dio/demo", "--config", "page.yaml"])
+            file = Path(f"{Path(page).stem}_{block.line}.yaml")
+            file.write_text(block.code, encoding="utf-8")
+            config = program.parsed(["fit", "--config", "dio/demo", "--config", str(file)])
             assert content.keys() <= {"data", "model", "trainer", "seed_everything"}
             assert config.data.class_path == content["data"]["class_path"]
 
