@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from blocks import OUTSIDE, ROOT, Block, Reader, blocks, commands, reader, stopping
-from scans import affine_of, scene, write
+from scans import affine_of, moved, scene, turned, write
 from test_pages import PAGES
 
 from dio_lightning.cli import main
@@ -131,6 +131,27 @@ def test_the_first_commands_of_a_page_run(page: str, folder: Path, capsys) -> No
     main([*test[1:], "--trainer.enable_progress_bar", "false"])
     said = capsys.readouterr().out
     assert "Bounded" in said and "identity" in said and Path("runs/bounded/test/metrics.csv").exists()
+
+
+def test_the_first_screen_of_the_readme_runs(folder: Path, capsys) -> None:
+    """On small scans in the places of the two brains."""
+    size, brains = (24, 26, 22), folder / "brain_real"
+    brains.mkdir()
+    fixed, affine = scene(size), affine_of(size, 6.0)
+    moving = moved(fixed, affine, turned(size, 8, 6))
+    for name, values in (("mni152_2mm", fixed), ("colin27_2mm", moving), ("colin27_2mm_aal", moving > 60)):
+        write(brains, f"{name}.nii.gz", values.astype(np.uint8), affine)
+    block = next(block for block in ALL["README.md"] if block.language == "bash")
+    ours = [words for words in commands(block.code, {"DIO_DATA": str(folder)}) if words[0] != "make"]
+    assert [words[1] for words in ours] == ["register", "transform"]
+    for words in ours:
+        main(words[1:])
+    assert "good: " in capsys.readouterr().out
+    labels, warped = (
+        np.asarray(nib.load(folder / f"runs/two_scans/{name}").dataobj) for name in ("aal.nii.gz", "warped.nii.gz")
+    )
+    overlap = 2 * (labels & (fixed > 60)).sum() / (labels.sum() + (fixed > 60).sum())
+    assert overlap > 0.97 and labels.shape == warped.shape == size
 
 
 def test_the_long_commands_name_configs_weights_and_files_that_are_there(folder: Path) -> None:
