@@ -56,7 +56,7 @@ bench-kills: setup  ## kills trainings, predictions and caches at random moments
 
 docs: setup  ## the site, strictly and without the network: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	@echo "wrote build/site/index.html"
+	@echo "wrote build/site/index.html; its search needs a server: python -m http.server -d build/site"
 
 dist: setup  ## source archive and wheel into dist/; the wheel is installed into a fresh environment and run
 	$(BIN)/python tests/wheels.py

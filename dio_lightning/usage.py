@@ -154,6 +154,8 @@ def _no_class(name: str, sentence: str, owner: str) -> str:
     """The sentence, with where a class has moved to, the nearest name, or all."""
     key = sentence.partition(": ")[0]
     head = f"{key}: there is no class {name!r}"
+    if own := _in_own_file(name):
+        return head + own
     classes = {cls.__name__: cls for cls in _expected(key, owner if owner != name else "")}
     tail = name.rpartition(".")[2]
     if tail in classes and tail != name:
@@ -166,6 +168,19 @@ def _no_class(name: str, sentence: str, owner: str) -> str:
         + (f" (expected one of {', '.join(listed)})" if listed and not (hint and len(listed) > MANY) else "")
         + hint
     )
+
+
+def _in_own_file(name: str) -> str:
+    """What is wrong with the name of a class in a module of the user's; empty if it is none of theirs."""
+    module, _, tail = name.rpartition(".")
+    if not module or _package(module) in ROOTS:
+        return ""
+    try:
+        content = vars(importlib.import_module(module))
+    except ImportError as error:
+        return f": {error}"
+    own = [cls.__name__ for cls in content.values() if isinstance(cls, type) and cls.__module__ == module]
+    return f" (in {module}: {', '.join(own) or 'no class'})" + nearest(tail, own)
 
 
 def _expected(key: str, owner: str) -> list[type]:

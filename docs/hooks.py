@@ -69,16 +69,20 @@ def reference(package: str) -> str:
     names = public(folder / "__init__.py")
     title = f"# {package}\n\n::: {package}\n    options: {{members: false, show_root_heading: false}}\n"
     if package != "dio_lightning":
-        return "\n\n".join([title, *(f"::: {package}.{name}" for name in names)]) + "\n"
-    homes = {
-        name: home
-        for home in reversed(packages())
-        if home != package
-        for name in public(ROOT / home.replace(".", "/") / "__init__.py")
-    }
-    rows = [f"| [`{name}`][{homes[name]}.{name}] | `{homes[name]}` |" for name in names if name in homes]
+        return "\n\n".join([title, *(f"::: {package}.{_home(folder, name)}" for name in names)]) + "\n"
+    homes: dict[str, tuple[str, str]] = {}
+    for home in packages():
+        inside = ROOT / home.replace(".", "/")
+        for name in public(inside / "__init__.py") if home != package else ():
+            homes.setdefault(name, (home, f"{home}.{_home(inside, name)}"))
+    rows = [f"| [`{name}`][{homes[name][1]}] | `{homes[name][0]}` |" for name in names if name in homes]
     rest = [f"::: {package}.{name}" for name in names if name not in homes]
     return "\n\n".join([title, "\n".join(["| name | package |", "|---|---|", *rows]), *rest]) + "\n"
+
+
+def _home(folder: Path, name: str) -> str:
+    """A name below its package: where a module has the same name, without importing it only the longer path is sure."""
+    return f"{name}.{name}" if (folder / f"{name}.py").exists() else name
 
 
 def place(path: str) -> str | None:
@@ -203,7 +207,8 @@ def on_post_page(output: str, page: "Page", **_: object) -> str:
         return output
     from mkdocs.exceptions import PluginError
 
-    names = public(ROOT / package.replace(".", "/") / "__init__.py")
-    if missing := [name for name in names if f'id="{package}.{name}"' not in output]:
+    folder = ROOT / package.replace(".", "/")
+    names = public(folder / "__init__.py")
+    if missing := [name for name in names if f'id="{package}.{_home(folder, name)}"' not in output]:
         raise PluginError(f"{package}: the reference lacks {', '.join(missing)}")
     return output

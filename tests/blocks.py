@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dio_lightning import cli, experiment
 from dio_lightning.models.catalogue import with_models
@@ -129,9 +129,12 @@ class Reader:
         self.trained[str(config.trainer.default_root_dir)] = configs
 
     def parsed(self, words: list[str]) -> Any:
-        """What the words make of the configuration; one command line's parser reads them all."""
-        self.reader.parse_arguments(self.reader.parser, with_models(with_shipped(words)))
-        return self.reader.config[words[0]]
+        """What the words make of the configuration; one command line's parser reads them all, each line once."""
+        whole = tuple(with_models(with_shipped(words)))
+        if whole not in self.reader.lines:
+            self.reader.parse_arguments(self.reader.parser, list(whole))
+            self.reader.lines[whole] = self.reader.config[words[0]]
+        return self.reader.lines[whole]
 
     def script(self, words: list[str]) -> None:
         """A file of the repository with options that it has, or a module."""
@@ -192,6 +195,8 @@ def reader() -> Any:
     kept: list[Any] = []
 
     class Kept(experiment.RegistrationCLI):
+        lines: ClassVar[dict[tuple[str, ...], Any]] = {}
+
         def instantiate_classes(self) -> None:
             kept.append(self)
             raise Parsed

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from data_modules import SyntheticPairs
 from dio_lightning.features import MIND, FeaturePyramid, Intensity, UNet
 from dio_lightning.fields import gaussian_smooth, jacobian_determinant, warp
-from dio_lightning.implicit import Adam, GradientDescent, ImplicitAdjoint, PhantomAdjoint, Picard
+from dio_lightning.implicit import Adam, GradientDescent, ImplicitAdjoint, PhantomAdjoint, Picard, Solution
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import Dice, Objective, soft_dice
 from dio_lightning.modules import DIO, RegistrationModule
@@ -78,6 +78,24 @@ def test_a_checkpoint_knows_which_levels_training_opened(tmp_path) -> None:
     assert int(fresh.open_levels) == 2
     trainer(tmp_path).test(fresh, pairs(), ckpt_path=tmp_path / "one.ckpt", verbose=False, weights_only=True)
     assert int(fresh.open_levels) == 1
+
+
+def test_a_method_that_returns_no_solutions_says_what_was_expected() -> None:
+    class Bare(RegistrationModule):
+        answer: object = None
+
+        def forward(self, fixed, moving):
+            return self.answer
+
+    method, image = Bare(), torch.rand(1, 1, 8, 9)
+    pair = Pair(fixed=image, moving=image)
+    for method.answer in (torch.zeros(1, 2, 8, 9), [torch.zeros(1, 2, 8, 9)], []):
+        with pytest.raises(TypeError, match=r"Bare returned a (Tensor|list), expected a list"):
+            method.register(pair)
+    method.answer = [Solution.of_one_step(torch.ones(1, 2, 8, 9))]
+    assert torch.equal(method.register(pair), torch.ones(1, 2, 8, 9))
+    (solution,) = method.answer
+    assert solution.steps.tolist() == [1] and solution.residual.isinf().all() and not solution.converged.any()
 
 
 @pytest.mark.parametrize(

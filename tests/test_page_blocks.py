@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import yaml
 from blocks import OUTSIDE, ROOT, Block, Reader, blocks, commands, reader, stopping
-from scans import affine_of, scene, write
+from scans import affine_of, moved, scene, turned, write
 from test_pages import PAGES
 
 from dio_lightning.cli import main
 from dio_lightning.models import model_paths
+from dio_lightning.shipped_configs import shipped_configs
 from dio_lightning.transforms import Affine, Chain, write_transform
 
 ALL = {page: blocks(page) for page in PAGES}
@@ -132,14 +133,36 @@ def test_the_first_commands_of_a_page_run(page: str, folder: Path, capsys) -> No
     assert "Bounded" in said and "identity" in said and Path("runs/bounded/test/metrics.csv").exists()
 
 
+def test_the_first_screen_of_the_readme_runs(folder: Path, capsys) -> None:
+    """On small scans in the places of the two brains."""
+    size, brains = (24, 26, 22), folder / "brain_real"
+    brains.mkdir()
+    fixed, affine = scene(size), affine_of(size, 6.0)
+    moving = moved(fixed, affine, turned(size, 8, 6))
+    for name, values in (("mni152_2mm", fixed), ("colin27_2mm", moving), ("colin27_2mm_aal", moving > 60)):
+        write(brains, f"{name}.nii.gz", values.astype(np.uint8), affine)
+    block = next(block for block in ALL["README.md"] if block.language == "bash")
+    ours = [words for words in commands(block.code, {"DIO_DATA": str(folder)}) if words[0] != "make"]
+    assert [words[1] for words in ours] == ["register", "transform"]
+    for words in ours:
+        main(words[1:])
+    assert "good: " in capsys.readouterr().out
+    labels, warped = (
+        np.asarray(nib.load(folder / f"runs/two_scans/{name}").dataobj) for name in ("aal.nii.gz", "warped.nii.gz")
+    )
+    overlap = 2 * (labels & (fixed > 60)).sum() / (labels.sum() + (fixed > 60).sum())
+    assert overlap > 0.97 and labels.shape == warped.shape == size
+
+
 def test_the_long_commands_name_configs_weights_and_files_that_are_there(folder: Path) -> None:
     variables, seen = {"DIO_DATA": "/data"}, 0
+    named = {"last", *model_paths(), *shipped_configs()}
     for block in ALL[LONG]:
         for words in commands(block.code, variables) if block.language == "bash" else ():
             for before, word in zip(["", *words], words, strict=False):
                 path = word.rpartition("=")[2]
                 if before in ("--config", "--ckpt_path") or path.startswith(("experiments/", "benchmarks/", "tests/")):
-                    if "$" not in path and not path.startswith("runs/") and path not in ("last", *model_paths()):
+                    if "$" not in path and not path.startswith("runs/") and path not in named:
                         for file in braces(path):
                             assert [*Path().glob(file)], f"line {block.line}: {file}"
                         seen += 1
@@ -154,8 +177,9 @@ def test_yaml_is_a_config(page: str, folder: Path, parser) -> None:
     for block in ALL[page]:
         if block.language == "yaml":
             content = yaml.safe_load(block.code)
-            Path("page.yaml").write_text(block.code, encoding="utf-8")
-            config = program.parsed(["fit", "--config", "dio/demo", "--config", "page.yaml"])
+            file = Path(f"{Path(page).stem}_{block.line}.yaml")
+            file.write_text(block.code, encoding="utf-8")
+            config = program.parsed(["fit", "--config", "dio/demo", "--config", str(file)])
             assert content.keys() <= {"data", "model", "trainer", "seed_everything"}
             assert config.data.class_path == content["data"]["class_path"]
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import dio_lightning
+from dio_lightning.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
@@ -118,6 +119,23 @@ def test_the_readme_has_the_numbers_of_the_first_page() -> None:
     first = (ROOT / "docs/index.md").read_text(encoding="utf-8")
     rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert len(rows) == 5 and "\n".join(rows) in first
+
+
+def test_the_readme_names_what_ci_runs() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    ran = re.findall(r"^make (\w+)", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"check", "docs", "test"} <= {*ran} and [target for target in ran if f"make {target}" not in readme] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_a_sentence_are_there(page: str) -> None:
+    """Those of a line of their own are read to their end: tests/test_page_blocks.py."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    spans = [code.strip("`").split() for code in hooks.CODE.findall(text) if not code.startswith("```")]
+    for first, second in (words[:2] for words in spans if len(words) > 1 and words[0] in ("make", "dio-lightning")):
+        if second.isalpha():
+            assert second in COMMANDS if first == "dio-lightning" else f"\n{second}: " in makefile, f"{first} {second}"
 
 
 def test_the_citation_names_this_version() -> None:

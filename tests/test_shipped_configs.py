@@ -42,7 +42,7 @@ def test_a_file_here_wins_and_what_is_no_name_is_left_alone(elsewhere):
     [
         ("dio/dmo", "did you mean 'dio/demo'?"),
         ("lncc.yaml", "did you mean 'classical/lncc'?"),
-        ("deqreg", "did you mean 'brains/deqreg' or 'lab/deqreg' or 'shift/deqreg'?"),
+        ("deqreg", "did you mean 'brains/deqreg' or 'lab/deqreg' or 'shift/deqreg' or 'updates/deqreg'?"),
         ("nothing/alike", "`dio-lightning configs` lists"),
     ],
 )
@@ -107,6 +107,7 @@ def test_a_wheel_holds_the_configs_and_neither_weights_nor_results(installed):
     assert {str(path.relative_to(shipped)) for path in files} == {
         str(path.relative_to(ROOT / "experiments")) for path in ROOT.glob("experiments/*/*.yaml")
     }
+    assert (package / "reports/templates/page.html").is_file(), "what is no Python went by way of the source archive"
     site = package.parent
     assert (site / "data_modules/sources/synthetic.py").is_file()
     assert not (site / "experiments").exists() and not (site / "tests").exists()

@@ -1,5 +1,6 @@
 """What a mistyped word gets: the nearest name or the choices (D2), or what is missing (D1)."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,18 @@ def test_a_typo_gets_the_nearest_name_or_the_choices(capsys, arguments, words):
 )
 def test_what_is_not_chosen_yet_is_said(capsys, arguments, expected):
     assert sentence(capsys, *arguments) == expected
+
+
+def test_a_class_of_a_file_in_the_working_folder(capsys, tmp_path, monkeypatch):
+    """The script, unlike `python -m`, has no working folder on its path; it comes last, so that it hides nothing."""
+    (tmp_path / "mine_of_usage.py").write_text("from dio_lightning import VoxelMorph\n\nclass Mine(VoxelMorph): ...\n")
+    (tmp_path / "torch.py").write_text("raise RuntimeError('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [place for place in sys.path if place])
+    words = "(in mine_of_usage: Mine), did you mean 'Mine'?"
+    assert sentence(capsys, "fit", *TINY, "--model", "mine_of_usage.Mien").endswith(words)
+    assert "No module named 'mine_of_usgae'" in sentence(capsys, "fit", *TINY, "--model", "mine_of_usgae.Mine")
+    assert sys.path[-1] == str(tmp_path) and named_class("mine_of_usage.Mine").__name__ == "Mine"
 
 
 def test_where_a_parameter_is_declared():

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tempfile
 import venv
 from pathlib import Path
@@ -32,8 +31,7 @@ def build(out: Path) -> tuple[Path, Path]:
             shutil.copytree(path, source / name, ignore=unbuilt) if path.is_dir() else shutil.copy(path, source)
         run([sys.executable, "-c", SDIST, str(built)], source)
         (archive,) = built.glob("*.tar.gz")
-        with tarfile.open(archive) as opened:
-            opened.extractall(Path(folder, "unpacked"), filter="data")
+        shutil.unpack_archive(archive, Path(folder, "unpacked"))
         (unpacked,) = Path(folder, "unpacked").iterdir()
         run([*PIP, "wheel", ".", *OFFLINE, "--no-build-isolation", "-w", str(built)], unpacked)
         (wheel,) = built.glob("*.whl")
@@ -43,10 +41,10 @@ def build(out: Path) -> tuple[Path, Path]:
 def install(wheel: Path, folder: Path) -> Path:
     """A new environment with the wheel in it; what the wheel needs is lent from this one, our code is not."""
     venv.create(folder, symlinks=True)
-    (lent,) = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     scheme = {"base": str(folder), "platbase": str(folder)}
     # a line of a .pth adds a folder, whose own .pth files, such as that of an editable install, are not read
-    Path(sysconfig.get_path("purelib", vars=scheme), "lent.pth").write_text(f"{lent}\n", encoding="utf-8")
+    Path(sysconfig.get_path("purelib", vars=scheme), "lent.pth").write_text("\n".join(sorted(lent)) + "\n")
     run([*PIP, "--python", str(folder / "bin/python"), "install", *OFFLINE, str(wheel.resolve())], folder)
     return folder / "bin"
 

@@ -51,3 +51,17 @@ class Solution:
         once = torch.ones(len(value), dtype=torch.int64, device=value.device)
         off = torch.zeros_like(once, dtype=torch.bool)
         return cls(value, torch.full_like(once, torch.inf, dtype=value.dtype), once, off, off)
+
+
+def expect_solutions(solutions: object, name: str) -> list[Solution]:
+    """What a method of this name returned, if it is a list of solutions.
+
+    Raises:
+        TypeError: for anything else, which a method of one's own returns easily.
+    """
+    if not (isinstance(solutions, list) and solutions and all(isinstance(one, Solution) for one in solutions)):
+        raise TypeError(
+            f"{name} returned a {type(solutions).__name__}, expected a list of at least one Solution, coarse to fine; "
+            "Solution.of_one_step makes one of a displacement"
+        )
+    return solutions

@@ -15,6 +15,7 @@ from torch import Tensor
 from dio_lightning.checkpoint_files import migrated
 from dio_lightning.fields import on_one_grid, resize
 from dio_lightning.implicit import Solution
+from dio_lightning.implicit.solution import expect_solutions
 from dio_lightning.layers import Run
 from dio_lightning.losses import Objective, at_size
 from dio_lightning.modules.refinement import Refinement
@@ -189,7 +190,7 @@ class RegistrationModule(ReportedSteps):
         work = self.work(pair)
         if run.start is not None:
             run = replace(run, start=resize(run.start, work["fixed"].shape[2:]))
-        solutions = self.align(work, pair, run)
+        solutions = expect_solutions(self.align(work, pair, run), type(self).__name__)
         return work, solutions, resize(solutions[-1].value, pair["fixed"].shape[2:])
 
     def _refined(self, pair: Pair, solved: tuple[Pair, list[Solution], Tensor]) -> tuple[list[Solution], Tensor]:
