@@ -62,10 +62,10 @@ def page_of(pair: Upright, title: str, report: Mapping[str, Any], curves: Sequen
         title,
         [
             Section("Pair", [pair_view(pair, title)]),
-            Section("Stages", [_stages(report), *solves]),
+            Section("Stages", [*([_stages(report)] if report.get("stages") else []), *solves]),
             Section("Run", [Facts(run), Download("report.json", text, "application/json"), Text("report.json", text)]),
         ],
-        quality["sentence"],
+        f"{quality['sentence'][:1].upper()}{quality['sentence'][1:]}.",
         quality["verdict"],
         _chips(report),
     )
@@ -73,7 +73,7 @@ def page_of(pair: Upright, title: str, report: Mapping[str, Any], curves: Sequen
 
 CAPTION = (
     "Every step of a deformable stage, level by level, coarse to fine: how far a step would still move it, by the size "
-    "of where it is, and the energy that it descends on."
+    "of where it is, and the energy that it descends on, by that at the start of the level."
 )
 
 
@@ -90,13 +90,13 @@ def _chips(report: Mapping[str, Any]) -> dict[str, str]:
     chips |= {name: f"{value:.3f}" for name, value in report.get("scores", {}).items()}
     if inverse["mean_mm"] is not None:
         chips["inverse (mm)"] = f"{inverse['mean_mm']:.3f}"
-    return chips | {"seconds": f"{report['seconds']:.1f}"}
+    return chips | ({"seconds": f"{report['seconds']:.1f}"} if "seconds" in report else {})
 
 
 def _stages(report: Mapping[str, Any]) -> Table:
     """A row a stage, and one for every level of a deformable one."""
     rows: list[list[Cell]] = []
-    for stage in report["stages"]:
+    for stage in report.get("stages", []):
         rows.append([Cell(stage["stage"]), *(Cell(""),) * 4, Cell(f"{stage['seconds']:.1f}")])
         for level in stage.get("levels", []):
             energy = level.get("energy")
