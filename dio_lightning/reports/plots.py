@@ -43,7 +43,8 @@ def svg(figure: Figure) -> Markup:
     text = text[text.index("<svg") :]
     # the page says how wide it is; its script and letters are the reader's (style.css)
     head, rest = text[: text.index(">")], text[text.index(">") :]
-    text = re.sub(r' (width|height)="[^"]*"', "", head) + rest
+    rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
+    text = re.sub(r' (width|height|xmlns(:\w+)?)="[^"]*"', "", head) + rest
     width = figure.get_figwidth() * 96
     text = text.replace("<svg", f'<svg class="plot" style="max-width:{width:.0f}px"', 1)
     return Markup(text.replace(INK, "currentColor").replace("\n", " "))

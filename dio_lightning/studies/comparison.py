@@ -22,7 +22,7 @@ def compare(
     alpha: float = 0.05,
     overwrite: bool = False,
 ) -> str:
-    """Write OUT.md, OUT.tex, OUT.csv and OUT_pvalues.csv, all or none; returns the Markdown.
+    """Write OUT.md, OUT.tex, OUT.csv, OUT_pvalues.csv and OUT.html, all or none; returns the Markdown.
 
     Args:
         runs: folders that `dio-lightning test` wrote, as FOLDER or NAME=FOLDER; one NAME several times: its seeds.
@@ -40,10 +40,15 @@ def compare(
     if out.suffix != ".md":
         raise ValueError(f"{out}: expected a file ending in .md")
     paths = [out, out.with_suffix(".tex"), out.with_suffix(".csv"), out.with_name(f"{out.stem}_pvalues.csv")]
+    paths.append(out.with_suffix(".html"))
     expect_free(paths, overwrite)
     result = compare_methods(read_methods(runs), metrics, reference, alpha)
     shown = table(result)
     contents = [shown.markdown(), shown.latex(out.stem), table_csv(result), p_values_csv(result)]
+    from dio_lightning.studies.comparison_page import comparison_page  # draws in what draws
+
+    files = {path.name: text for path, text in zip(paths, contents, strict=False) if path.suffix == ".csv"}
+    contents.append(comparison_page(result, shown, files).html())
     write_all(dict(zip(paths, contents, strict=True)))
     return contents[0]
 
