@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from dio_lightning import __version__
@@ -13,8 +14,21 @@ RUNS = ("fit", "validate", "test", "predict")
 """Commands that build an experiment."""
 COMMANDS = (
     *RUNS,
-    *("configs", "models", "export", "compare", "study", "check", "register", "transform", "evaluate", "submit"),
+    *("configs", "models", "export", "compare", "study", "features", "sweep", "rerun", "check"),
+    *("register", "transform", "evaluate", "submit"),
 )
+ELSEWHERE = {
+    "models": "models.command",
+    "study": "studies.command",
+    "features": "features_command",
+    "sweep": "sweeps.command",
+    "rerun": "rerun",
+    "register": "registration.command",
+    "transform": "transform_command",
+    "evaluate": "challenge.command",
+    "submit": "challenge.command",
+}
+"""Commands whose function has their name, by the file that it is in."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
@@ -32,6 +46,9 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning export   --ckpt_path CHECKPOINT OUT.safetensors
   dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
   dio-lightning study    NAME WEIGHTS [WEIGHTS ...] --out FOLDER
+  dio-lightning features WEIGHTS --out FOLDER
+  dio-lightning sweep    FILE --trials N
+  dio-lightning rerun    FOLDER
   dio-lightning register FIXED MOVING --out FOLDER
   dio-lightning transform apply|invert|compose|convert --help
 
@@ -75,38 +92,20 @@ def _dispatch(argv: list[str]) -> None:
     if argv[0] not in COMMANDS:
         hint = nearest(argv[0], COMMANDS)
         fail(f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}{hint}")
+    if argv[0] in ELSEWHERE:
+        return getattr(import_module(f"dio_lightning.{ELSEWHERE[argv[0]]}"), argv[0])(argv[1:])
     if argv[0] == "configs":
         return _configs(argv[1:])
-    if argv[0] == "models":
-        from dio_lightning.models.command import models
-
-        return models(argv[1:])
     if argv[0] == "export":
         return _export(argv[1:])
     if argv[0] == "compare":
         return _compare(argv[1:])
-    if argv[0] == "study":
-        from dio_lightning.studies.command import study
-
-        return study(argv[1:])
     if argv[0] == "check":
         from dio_lightning.checking import check
 
         if code := check(argv[1:]):
             raise SystemExit(code)
         return None
-    if argv[0] == "register":
-        from dio_lightning.registration.command import register
-
-        return register(argv[1:])
-    if argv[0] == "transform":
-        from dio_lightning.transform_command import transform
-
-        return transform(argv[1:])
-    if argv[0] in ("evaluate", "submit"):
-        from dio_lightning.challenge import command
-
-        return command.evaluate(argv[1:]) if argv[0] == "evaluate" else command.submit(argv[1:])
     from dio_lightning.experiment import run
 
     run(argv)

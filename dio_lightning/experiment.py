@@ -3,8 +3,10 @@
 import importlib
 import importlib.util
 import logging
+import os
 import reprlib
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +224,9 @@ def prepare() -> None:
     # installed: the library itself never depends on a data set.
     if importlib.util.find_spec("data_modules") is not None:
         importlib.import_module("data_modules")
+    # A config may name a class of a file in the working folder, as under `python -m`; last, so that it hides nothing.
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append(os.getcwd())
 
 
 def run(args: list[str]) -> None:

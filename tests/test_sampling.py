@@ -181,3 +181,13 @@ if (child := os.fork()) == 0:
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+
+
+def test_a_volume_of_more_voxels_than_32_bits_count_is_not_taken(monkeypatch) -> None:
+    from dio_lightning.ops import sampling
+
+    image, points = torch.rand(1, 1, 4, 4, requires_grad=True), torch.rand(1, 2, 3, 3)
+    monkeypatch.setattr(sampling, "LARGEST", 15)
+    monkeypatch.setattr(sampling_numba, "interpolate", lambda *_: pytest.fail("compiled loops took it"))
+    monkeypatch.setattr(sampling_numba, "backward", lambda *_: pytest.fail("compiled loops took it"))
+    sample(image, points).sum().backward()

@@ -13,17 +13,18 @@ _CHUNK = 2**15
 
 def joint_counts(a: Tensor, b: Tensor, bins: int, weights: Tensor | None) -> Tensor:
     """See `ops.information._counts`: images (b, n), result (b, bins, bins) float64."""
-    parts = np.zeros((len(a), -(-a.shape[1] // _CHUNK), bins, bins))
+    parts = np.zeros((len(a), -(-a.shape[1] // _CHUNK), bins * bins))
     _threads()
     information_kernels.counts(_array(a), _array(b), _weights(weights), _CHUNK, parts)
-    return torch.from_numpy(parts.sum(1))
+    return torch.from_numpy(parts.sum(1)).view(-1, bins, bins)
 
 
 def slope(a: Tensor, b: Tensor, steps: Tensor, weights: Tensor | None) -> Tensor:
     """See `ops.information._slope`: images (b, n), steps (b, bins - 1, bins) float64."""
     out = torch.empty_like(a, memory_format=torch.contiguous_format)
     _threads()
-    information_kernels.slope(_array(a), _array(b), _weights(weights), steps.numpy(), out.numpy())
+    arrays = _array(a), _array(b), _weights(weights), steps.flatten(1).numpy()
+    information_kernels.slope(*arrays, steps.shape[2], _CHUNK, out.numpy())
     return out
 
 
@@ -32,4 +33,5 @@ def _array(image: Tensor) -> np.ndarray:
 
 
 def _weights(weights: Tensor | None) -> np.ndarray:
-    return np.empty((0, 0)) if weights is None else weights.contiguous().numpy()
+    """As they are, or one row of none."""
+    return np.empty((1, 0)) if weights is None else weights.contiguous().numpy()

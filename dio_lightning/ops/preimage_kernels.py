@@ -4,7 +4,20 @@ import numpy as np
 from numba import njit, prange
 
 from dio_lightning.ops.match_kernels import _FAST
-from dio_lightning.ops.sampling_kernels import _cell, _offsets
+
+
+@njit(fastmath=_FAST)
+def _cell(position, extent):  # noqa: ANN001, ANN202
+    """Of an axis: lower corner, whether the other one is the next voxel, both weights, and the weights' slopes.
+
+    The position is clamped to the grid and has no slope beside it; weights are NaN where it is not finite.
+    """
+    if not abs(position) < np.inf:
+        return 0, 0, np.nan, np.nan, 0.0, 0.0
+    moves = 1.0 if 0 < position < extent - 1 else 0.0
+    position = min(max(position, 0.0), extent - 1.0)
+    low = int(position)
+    return low, min(low + 1, extent - 1) - low, 1 - (position - low), position - low, -moves, moves
 
 
 @njit(fastmath=_FAST)
@@ -25,10 +38,12 @@ def _determinant(a, b, c):  # noqa: ANN001, ANN202
 @njit(fastmath=_FAST)
 def _step(field, size, y, z, flat, slopes, step):  # noqa: ANN001, ANN202
     """Newton's step at z, or minus the residual where the map folds; returns the square of the residual."""
-    i0, i1, a0, b0, l0, u0 = _cell(y[0] + z[0], size[0], False, 1.0, np.nan)
-    j0, j1, a1, b1, l1, u1 = _cell(y[1] + z[1], size[1], False, 1.0, np.nan)
-    k0, k1, a2, b2, l2, u2 = _cell(y[2] + z[2], size[2], False, 1.0, np.nan)
-    x, d0, d1, d2 = _offsets(size, i0, i1, j0, j1, k0, k1)
+    i, more0, a0, b0, l0, u0 = _cell(y[0] + z[0], size[0])
+    j, more1, a1, b1, l1, u1 = _cell(y[1] + z[1], size[1])
+    k, more2, a2, b2, l2, u2 = _cell(y[2] + z[2], size[2])
+    # unsigned, which spares the question whether an index counts from the end
+    x = np.uint64((i * size[1] + j) * size[2] + k)
+    d0, d1, d2 = np.uint64(more0 * size[1] * size[2]), np.uint64(more1 * size[2]), np.uint64(more2)
     total = 0.0
     for c in range(3):
         line = field[c]

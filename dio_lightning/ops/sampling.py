@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from dio_lightning.ops import sampling_reference as reference
 from dio_lightning.ops.forked import compiles
 
+LARGEST = 2**31 - 1
+"""Voxels of the largest volume that is taken by compiled loops."""
+
 
 def interpolate(image: Tensor, points: Tensor, padding: str = "border", relative: bool = False) -> Tensor:
     """Image (b, c, *s) at points (b, d, *t), in voxels of the image, linearly: (b, c, *t); twice differentiable.
@@ -41,9 +44,14 @@ _interpolate = torch.library.custom_op("dio::interpolate", _plain, mutates_args=
 _interpolate_backward = torch.library.custom_op("dio::interpolate_backward", _plain_backward, mutates_args=())
 
 
+def _compiles(image: Tensor) -> bool:
+    """Whether the loops are compiled for it: they count the voxels of a volume in 32 bits."""
+    return compiles(image) and image.shape[2:].numel() <= LARGEST
+
+
 @_interpolate.register_kernel("cpu")
 def _interpolate_cpu(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
-    if not compiles(image):
+    if not _compiles(image):
         return _plain(image, points, padding, relative)
     from dio_lightning.ops import sampling_numba  # compiled on first use, as feature matching is
 
@@ -54,7 +62,7 @@ def _interpolate_cpu(image: Tensor, points: Tensor, padding: str, relative: bool
 def _interpolate_backward_cpu(
     gradient: Tensor, image: Tensor, points: Tensor, padding: str, relative: bool, needs: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    if not compiles(image):
+    if not _compiles(image):
         return _plain_backward(gradient, image, points, padding, relative, needs)
     from dio_lightning.ops import sampling_numba
 

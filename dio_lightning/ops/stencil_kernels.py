@@ -5,108 +5,112 @@ from numba import njit, prange
 
 from dio_lightning.ops.match_kernels import _FAST
 
+_PLANES = 32
+"""Planes that one thread smooths at a time; those beside them it smooths within, too."""
+
 
 @njit(fastmath=_FAST)
-def _add(line, weight, out):  # noqa: ANN001, ANN202
+def _weighted(line, weight, below, above, beside, out):  # noqa: ANN001, ANN202
     for k in range(len(out)):
-        out[k] += weight * line[k]
+        out[k] = weight * line[k] + beside * (below[k] + above[k])
 
 
 @njit(fastmath=_FAST)
-def _across(rows, taps, out):  # noqa: ANN001, ANN202
-    """Symmetric correlation of rows (m, k) along their first axis into out (m, k), zeros outside."""
-    extent, width = rows.shape
-    total = np.empty(width, rows.dtype)
-    for i in range(extent):
-        total[:] = 0
-        for t in range(1, min(len(taps), extent)):
-            below, above = i - t >= 0, i + t < extent
-            if below and above:
-                one, two = rows[i - t], rows[i + t]
-                for k in range(width):
-                    total[k] += taps[t] * (one[k] + two[k])
-            elif below:
-                _add(rows[i - t], taps[t], total)
-            elif above:
-                _add(rows[i + t], taps[t], total)
-        here = rows[i]
-        for k in range(width):
-            out[i, k] = total[k] + taps[0] * here[k]
+def _add(below, above, weight, out):  # noqa: ANN001, ANN202
+    for k in range(len(out)):
+        out[k] += weight * (below[k] + above[k])
 
 
 @njit(fastmath=_FAST)
-def _line(line, taps, out):  # noqa: ANN001, ANN202
-    """Symmetric correlation of a line (k,) into out (k,), zeros outside."""
-    extent = len(line)
-    for k in range(extent):
-        out[k] = taps[0] * line[k]
-    for t in range(1, min(len(taps), extent)):
-        for k in range(extent - t):
-            out[k + t] += taps[t] * line[k]
-        for k in range(extent - t):
-            out[k] += taps[t] * line[k + t]
+def _across(rows, at, extent, taps, zero, out):  # noqa: ANN001, ANN202
+    """Symmetric correlation at row `at` of `extent`, which are kept in turns in fewer; zeros outside."""
+    kept = len(rows)
+    if len(taps) == 1:
+        out[:] = rows[at % kept]
+    for t in range(1, len(taps)):
+        below = rows[(at - t) % kept] if at - t >= 0 else zero
+        above = rows[(at + t) % kept] if at + t < extent else zero
+        if t == 1:
+            _weighted(rows[at % kept], taps[0], below, above, taps[1], out)
+        else:
+            _add(below, above, taps[t], out)
 
 
 @njit(fastmath=_FAST)
-def _in_plane(plane, along, across, out):  # noqa: ANN001, ANN202
+def _along(line, taps, padded, out):  # noqa: ANN001, ANN202
+    """Symmetric correlation of a line within zeros, of which `padded` has as many before and after it as are read."""
+    width, tail = len(line), len(taps) - 1
+    padded[tail : tail + width] = line
+    if tail == 0:
+        out[:] = line
+    for t in range(1, tail + 1):
+        below, above = padded[tail - t :], padded[tail + t :]
+        if t == 1:
+            _weighted(line, taps[0], below, above, taps[1], out)
+        else:
+            _add(below, above, taps[t], out)
+
+
+@njit(fastmath=_FAST)
+def _in_plane(plane, along, across, rows, padded, zero, out):  # noqa: ANN001, ANN202
     """Correlations of a plane (s1, s2) along both axes."""
-    rows = np.empty(plane.shape, plane.dtype)
     for j in range(len(plane)):
-        _line(plane[j], along, rows[j])
-    _across(rows, across, out)
+        _along(plane[j], along, padded, rows[j])
+    for j in range(len(plane)):
+        _across(rows, j, len(plane), across, zero, out[j])
 
 
 @njit(fastmath=_FAST)
-def _through_planes(rows, taps):  # noqa: ANN001, ANN202
-    """The correlation of a row of every plane (s0, s2) with those of the others, in place."""
-    kept = np.empty(rows.shape, rows.dtype)
-    for i in range(len(rows)):
-        for k in range(rows.shape[1]):
-            kept[i, k] = rows[i, k]
-    _across(kept, taps, rows)
+def _smooth(volume, taps0, taps1, taps2, first, end, out):  # noqa: ANN001, ANN202
+    """`smooth` of the planes from `first` up to before `end`; as many are kept as one of them needs."""
+    extent, height, width = volume.shape
+    tail, number = len(taps0) - 1, volume.dtype
+    rows, padded = np.empty((height, width), number), np.zeros(width + 2 * len(taps2), number)
+    kept, zero = np.empty((2 * tail + 1, height, width), number), np.zeros(height * width, number)
+    flat = kept.reshape(len(kept), height * width)
+    for plane in range(max(first - tail, 0), end + tail):
+        if plane < extent:
+            _in_plane(volume[plane], taps2, taps1, rows, padded, zero[:width], kept[plane % len(kept)])
+        if plane - tail >= first:
+            _across(flat, plane - tail, extent, taps0, zero, out[plane - tail].reshape(height * width))
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
 def smooth(x, taps0, taps1, taps2, out):  # noqa: ANN001, ANN201
     """Symmetric correlations along all axes; taps[t] is the weight at distance t, zeros outside."""
-    n, s0, s1, _ = x.shape
-    for plane in prange(n * s0):
-        _in_plane(x[plane // s0, plane % s0], taps2, taps1, out[plane // s0, plane % s0])
-    if len(taps0) > 1:
-        for row in prange(n * s1):
-            _through_planes(out[row // s1, :, row % s1], taps0)
+    n, extent = x.shape[0], x.shape[1]
+    chunks = (extent + _PLANES - 1) // _PLANES
+    for part in prange(n * chunks):
+        m, first = part // chunks, part % chunks * _PLANES
+        _smooth(x[m], taps0, taps1, taps2, first, min(first + _PLANES, extent), out[m])
+
+
+@njit(fastmath=_FAST)
+def _differences(line, below, above, left, right, out):  # noqa: ANN001, ANN202
+    """`differences` of a line beside its neighbours, or itself where it has none."""
+    last, total = len(line) - 1, line.dtype.type(0)
+    for k in range(last + 1):
+        here, up, down = line[k], above[k] - line[k], right[k] - line[k]
+        total += up * up + down * down
+        out[k] = 2 * ((here - below[k]) - up + (here - left[k]) - down)
+    for k in range(last):
+        step = line[k + 1] - line[k]
+        total += step * step
+        out[k] -= 2 * step
+    for k in range(1, last + 1):
+        out[k] += 2 * (line[k] - line[k - 1])
+    return total
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
 def differences(u, energy, slope):  # noqa: ANN001, ANN201
     """Sums of squared forward differences of each row (n s0 s1), in float64, and their slope by u."""
-    n, s0, s1, s2 = u.shape
+    n, s0, s1, _ = u.shape
     for row in prange(n * s0 * s1):
         m, i, j = row // (s0 * s1), row // s1 % s0, row % s1
-        line, out, total = u[m, i, j], slope[m, i, j], 0.0
-        out[:] = 0
-        for k in range(s2 - 1):
-            step = line[k + 1] - line[k]
-            total += np.float64(step) * np.float64(step)
-            out[k] -= 2 * step
-            out[k + 1] += 2 * step
-        if i > 0:
-            for k in range(s2):
-                out[k] += 2 * (line[k] - u[m, i - 1, j, k])
-        if i + 1 < s0:
-            for k in range(s2):
-                step = u[m, i + 1, j, k] - line[k]
-                total += np.float64(step) * np.float64(step)
-                out[k] -= 2 * step
-        if j > 0:
-            for k in range(s2):
-                out[k] += 2 * (line[k] - u[m, i, j - 1, k])
-        if j + 1 < s1:
-            for k in range(s2):
-                step = u[m, i, j + 1, k] - line[k]
-                total += np.float64(step) * np.float64(step)
-                out[k] -= 2 * step
-        energy[row] = total
+        below, above = u[m, max(i - 1, 0), j], u[m, min(i + 1, s0 - 1), j]
+        left, right = u[m, i, max(j - 1, 0)], u[m, i, min(j + 1, s1 - 1)]
+        energy[row] = _differences(u[m, i, j], below, above, left, right, slope[m, i, j])
 
 
 @njit(fastmath=_FAST)

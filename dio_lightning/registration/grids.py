@@ -12,7 +12,7 @@ from torch import Tensor
 from dio_lightning.fields import gaussian_average, sample
 from dio_lightning.level import WHOLE
 from dio_lightning.registration.scan import Scan
-from dio_lightning.transforms import Affine, ImageGrid, Transform
+from dio_lightning.transforms import ImageGrid, Transform
 
 SOME = 1e-3
 """Share of a weighted average that has to count."""
@@ -69,9 +69,23 @@ def seen_at(
     mode: str = "linear",
 ) -> Float[Tensor, "b 1 *t"]:
     """An image of one grid on another one, under each of several matrices (b, 4, 4) from world to world; 0 outside."""
-    points = onto.points()
-    places = [grid.voxels(Affine(matrix).map(points)).to(image) for matrix in matrices]
-    return sample(image, torch.stack(places), mode, "zeros")
+    return sample(image, _places(grid, matrices, onto).to(image), mode, "zeros")
+
+
+def _places(grid: ImageGrid, matrices: NDArray[np.float64], onto: ImageGrid) -> Float[Tensor, "b d *t"]:
+    """Voxels of one grid on which those of another one lie under each matrix.
+
+    One affine map takes voxels to voxels, so that an axis is a line of its own until all are added up.
+    """
+    d = len(onto.size)
+    back = np.linalg.pinv(grid.affine[:3, : len(grid.size)])
+    columns = torch.from_numpy(back @ (matrices @ onto.affine)[:, :3, :d])
+    places = torch.from_numpy((matrices @ onto.affine)[:, :3, 3] - grid.affine[:3, 3]) @ torch.from_numpy(back).mT
+    places = places.view(*places.shape, *[1] * d)
+    for axis, extent in enumerate(onto.size):
+        line = columns[:, :, axis, None] * torch.arange(extent, dtype=torch.float64)
+        places = places + line.view(*line.shape[:2], *[extent if a == axis else 1 for a in range(d)])
+    return places
 
 
 def counted(scan: Scan, matrices: NDArray[np.float64], onto: ImageGrid) -> Float[Tensor, "b 1 *t"] | None:
