@@ -17,7 +17,9 @@ from dio_lightning.callbacks.report import About
 from dio_lightning.callbacks.report_page import page_of_test, ranked
 from dio_lightning.layers import Run
 from dio_lightning.pictures import Upright
-from dio_lightning.reports import Curves, Download, Facts, Page, Section, pair_view
+from dio_lightning.reports.curves import Curves
+from dio_lightning.reports.page import Download, Facts, Page, Section
+from dio_lightning.reports.pairs import pair_view
 from dio_lightning.reports.panels import panels
 from dio_lightning.reports.volumes import block_means, volumes
 
