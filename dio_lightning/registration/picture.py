@@ -1,5 +1,7 @@
 """What `register` leaves to look at: a slice of both images before and after, and a page of them."""
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from markupsafe import escape
 
 from dio_lightning.pair import Pair
 from dio_lightning.pictures import Upright
@@ -111,3 +114,16 @@ def _stages(report: Mapping[str, Any]) -> Table:
                 ]
             )
     return Table(["stage", "steps", "converged", "residual", "energy", "seconds"], rows, right=True)
+
+
+def notebook_html(pair: Upright, title: str, report: Mapping[str, Any]) -> str:
+    """What a notebook shows of a registration: the verdict, its numbers and the sheet of panels."""
+    file = io.BytesIO()
+    drawn(pair.plane(1), title, width=1.6).savefig(file, dpi=80)
+    data = base64.b64encode(file.getvalue()).decode()
+    numbers = " · ".join(f"{escape(name)} <b>{escape(value)}</b>" for name, value in _chips(report).items())
+    quality = report["quality"]
+    return (
+        f"<div><p><b>{escape(quality['verdict'])}</b>: {escape(quality['sentence'])}</p><p>{numbers}</p>"
+        f'<img alt="{escape(title)}" style="max-width:100%" src="data:image/png;base64,{data}"></div>'
+    )

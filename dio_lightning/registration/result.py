@@ -93,6 +93,20 @@ class Registration:
             {**files, **self.details, "quality": asdict(self.quality), "inverse": inverse, "versions": versions()}
         )
 
+    def page(self) -> str:
+        """The page that `save` writes as report.html: one HTML text with all that it shows in it."""
+        from dio_lightning.registration.picture import page_of, standing, title_of
+
+        pair = standing(self.fixed, self.moving, self.transform)
+        return page_of(pair, title_of(self.fixed, self.moving), self.report(), self.curves).html()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from dio_lightning.registration.picture import notebook_html, standing, title_of
+
+        pair = standing(self.fixed, self.moving, self.transform)
+        return notebook_html(pair, title_of(self.fixed, self.moving), self.report())
+
     def save(
         self,
         to: str | Path | Outputs,
