@@ -38,7 +38,8 @@ LEAST = 5
 def svg(figure: Figure) -> Markup:
     """A figure as part of a page."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dio"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     # the page says how wide it is; its script and letters are the reader's (style.css)
@@ -47,7 +48,8 @@ def svg(figure: Figure) -> Markup:
     text = re.sub(r' (width|height|xmlns(:\w+)?)="[^"]*"', "", head) + rest
     width = figure.get_figwidth() * 96
     text = text.replace("<svg", f'<svg class="plot" style="max-width:{width:.0f}px"', 1)
-    return Markup(text.replace(INK, "currentColor").replace("\n", " "))
+    # black lines of a figure that was drawn for paper are the page's ink too
+    return Markup(re.sub(f"{INK}|#000000", "currentColor", text).replace("\n", " "))
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dio_lightning.files import expect_free, write_all
+from dio_lightning.files import expect_free
+from dio_lightning.reports.comparison import write_comparison
 from dio_lightning.scores import Score
 from dio_lightning.scores.comparing import Comparisons, Entry, compare_methods, p_values_csv, table_csv
 from dio_lightning.scores.runs import read_methods
@@ -40,16 +41,11 @@ def compare(
     if out.suffix != ".md":
         raise ValueError(f"{out}: expected a file ending in .md")
     paths = [out, out.with_suffix(".tex"), out.with_suffix(".csv"), out.with_name(f"{out.stem}_pvalues.csv")]
-    paths.append(out.with_suffix(".html"))
-    expect_free(paths, overwrite)
+    expect_free([*paths, out.with_suffix(".html")], overwrite)
     result = compare_methods(read_methods(runs), metrics, reference, alpha)
     shown = table(result)
     contents = [shown.markdown(), shown.latex(out.stem), table_csv(result), p_values_csv(result)]
-    from dio_lightning.studies.comparison_page import comparison_page  # draws in what draws
-
-    files = {path.name: text for path, text in zip(paths, contents, strict=False) if path.suffix == ".csv"}
-    contents.append(comparison_page(result, shown, files).html())
-    write_all(dict(zip(paths, contents, strict=True)))
+    write_comparison(dict(zip(paths, contents, strict=True)), out.with_suffix(".html"), result, shown)
     return contents[0]
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dio_lightning.files import write_all
 from dio_lightning.reports.page import Block, Download, Facts, Page, Plot, Section
 from dio_lightning.reports.plots import boxes_svg, panels_svg
 from dio_lightning.scores.comparing import Comparisons
@@ -13,6 +14,12 @@ from dio_lightning.scores.summary import per_unit, versions
 from dio_lightning.scores.table import Table
 
 LABELS = "metrics_per_label.csv"
+
+
+def write_comparison(contents: Mapping[Path, str], page: Path, study: Comparisons, table: Table) -> None:
+    """Write the texts of a comparison and its page, all or none; CSV files can be saved from the page too."""
+    files = {path.name: text for path, text in contents.items() if path.suffix == ".csv"}
+    write_all({**contents, page: comparison_page(study, table, files).html()})
 
 
 def comparison_page(study: Comparisons, table: Table, files: Mapping[str, str]) -> Page:
