@@ -3,7 +3,10 @@
 import base64
 import io
 import re
+import sys
+from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -44,6 +47,21 @@ def test_the_page_of_a_registration_is_that_of_its_folder(tmp_path):
     panels = [re.findall(r"<svg viewBox.*?</svg>", page) for page in (result.page(), saved)]
     assert panels[0] == panels[1] and len(panels[0]) == 30, "ten panels of three slices"
     assert "doubtful" in saved and "They are not alike." in saved
+
+
+def test_the_widget_is_given_the_fixed_image_and_the_warped_one(monkeypatch):
+    """By a viewer that writes down what it was given; without any, a sentence says what to install."""
+    given: list[dict] = []
+    viewer = SimpleNamespace(load_volumes=given.extend)
+    monkeypatch.setitem(sys.modules, "ipyniivue", SimpleNamespace(NiiVue=lambda: viewer))
+    result = registration()
+    assert result.view() is viewer
+    fixed, warped = (nib.load(one["path"]) for one in given)
+    np.testing.assert_allclose(fixed.affine, warped.affine)
+    np.testing.assert_allclose(fixed.get_fdata(), warped.get_fdata(), atol=1e-3)
+    monkeypatch.setitem(sys.modules, "ipyniivue", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dio-lightning\[notebook\]'"):
+        result.view()
 
 
 @pytest.mark.parametrize("size", [(6, 5), (6, 5, 4)])

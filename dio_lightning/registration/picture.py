@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,22 @@ def notebook_html(pair: Upright, title: str, report: Mapping[str, Any]) -> str:
         f"<div><p><b>{escape(quality['verdict'])}</b>: {escape(quality['sentence'])}</p><p>{numbers}</p>"
         f'<img alt="{escape(title)}" style="max-width:100%" src="data:image/png;base64,{data}"></div>'
     )
+
+
+def widget(folder: Path) -> Any:  # noqa: ANN401
+    """Ipyniivue's viewer of a saved registration: the fixed image, the warped one above it.
+
+    Args:
+        folder: with fixed.nii.gz and warped.nii.gz, which are read when the widget is shown.
+
+    Raises:
+        ModuleNotFoundError: without ipyniivue.
+    """
+    try:
+        viewer = import_module("ipyniivue")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("view() needs ipyniivue: pip install 'dio-lightning[notebook]'") from error
+    made = viewer.NiiVue()
+    fixed, warped = ({"path": str(folder / f"{name}.nii.gz"), "colormap": "gray"} for name in ("fixed", "warped"))
+    made.load_volumes([fixed, {**warped, "opacity": 0.5}])
+    return made

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -99,6 +100,21 @@ class Registration:
 
         pair = standing(self.fixed, self.moving, self.transform)
         return page_of(pair, title_of(self.fixed, self.moving), self.report(), self.curves).html()
+
+    def view(self) -> Any:  # noqa: ANN401
+        """A widget of ipyniivue (the extra `notebook`): the fixed image with the warped one above it.
+
+        Raises:
+            ModuleNotFoundError: without ipyniivue.
+        """
+        from dio_lightning.registration.picture import widget
+
+        folder = TemporaryDirectory()
+        save_volume(Path(folder.name, "fixed.nii.gz"), self.fixed.values[0, 0].numpy(), self.fixed.grid.affine)
+        save_image(Path(folder.name, "warped.nii.gz"), self.warp())
+        made = widget(Path(folder.name))
+        made.folder = folder  # its files are there as long as the widget
+        return made
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
