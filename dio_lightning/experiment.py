@@ -35,6 +35,7 @@ from dio_lightning.folder_cli import FolderCLI
 from dio_lightning.models.catalogue import with_models
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.modules.restoring import fill
+from dio_lightning.ops import chosen
 from dio_lightning.parsing import Parser, with_checkpoint_config
 from dio_lightning.resuming import starting_point
 from dio_lightning.run_folders import default_folder, names_folder
@@ -215,7 +216,12 @@ class RegistrationCLI(FolderCLI):
 
 
 def prepare() -> None:
-    """Make the process ready to build an experiment."""
+    """Make the process ready to build an experiment.
+
+    Raises:
+        ValueError: if the environment names operators that are not to be had (`ops.chosen`).
+    """
+    chosen()
     # Lightning advertises services in its log
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "Tip:" not in record.getMessage()

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "implicit": {"Update", "iterate"},
     "metrics": {"element_areas"},
     "fields": {"blocks", "spanning"},
+    "ops": {"chosen"},
     "updates": {"PerLevel"},
 }
 """What other cases run (`fixed_point` is `iterate`), and what never sees a tensor."""
