@@ -9,7 +9,7 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu bench-kills docs dist house clean
+.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu bench-report bench-kills docs dist house clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-data: setup  ## speed and memory of the data that DIO_DATA names: a table 
 
 bench-gpu: setup  ## what the library does on a GPU: build/gpu.json; goes on where it was cut off
 	$(BIN)/python benchmarks/gpu.py
+
+bench-report: setup  ## seconds and size of the page of a test with 30 pairs of 160×192×224
+	$(BIN)/python benchmarks/report.py
 
 bench-kills: setup  ## kills trainings, predictions and caches at random moments, and says what they leave
 	$(BIN)/python benchmarks/kills.py

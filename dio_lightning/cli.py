@@ -142,7 +142,7 @@ def _compare(argv: list[str]) -> None:
     )
     runs = "folder that test wrote, or NAME=FOLDER; one NAME several times: seeds of one method"
     parser.add_argument("runs", nargs="+", metavar="RUN", help=runs)
-    out = "Markdown file to write; TABLE.tex, TABLE.csv and TABLE_pvalues.csv lie beside it"
+    out = "Markdown file to write; TABLE.html (to look at), .tex, .csv and _pvalues.csv lie beside it"
     parser.add_argument("--out", type=Path, required=True, metavar="TABLE.md", help=out)
     parser.add_argument("--reference", metavar="NAME", help="whom the others are tested against (default: the last)")
     parser.add_argument("--metrics", nargs="+", metavar="SCORE", help="columns by their name in metrics.csv")
@@ -155,7 +155,7 @@ def _compare(argv: list[str]) -> None:
         options.runs, options.out, options.reference, options.metrics, options.alpha, overwrite=options.overwrite
     )
     print(table, end="")
-    print(f"wrote {options.out} and its .tex, .csv and _pvalues.csv")
+    print(f"wrote {options.out} and its .html, .tex, .csv and _pvalues.csv")
 
 
 def _silence() -> None:

@@ -1,9 +1,12 @@
 """One table out of finished test runs: the numbers, the tests, and what is refused."""
 
+import base64
 import csv
 import math
+import re
 import statistics
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -240,11 +243,27 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence_and_leaves_nothing(c
         assert sorted(tmp_path.rglob("*")) == before, reason
 
 
+def test_the_page_has_the_table_the_boxes_and_the_files(three, tmp_path):
+    for text, shift in zip(three, (0.0, 0.1, 0.2), strict=True):
+        folder = Path(text.partition("=")[2])
+        rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+        lines = [f"{row['fixed_id']},{row['moving_id']},4,Thalamus,{0.5 + shift}" for row in rows]
+        (folder / "metrics_per_label.csv").write_text("\n".join(["fixed_id,moving_id,label,name,dice", *lines]))
+    compare(three, tmp_path / "t.md")
+    page = (tmp_path / "t.html").read_text(encoding="utf-8")
+    assert page.count('class="plot"') >= 2 and "Thalamus" in page and "Holm" in page and "http" not in page
+    saved = re.findall(r'download="([^"]+)" href="data:text/csv;charset=utf-8;base64,([^"]+)"', page)
+    assert {name: base64.b64decode(text).decode() for name, text in saved} == {
+        name: (tmp_path / name).read_text(encoding="utf-8") for name in ("t.csv", "t_pvalues.csv")
+    }
+
+
 def test_a_failed_write_replaces_nothing(three, tmp_path, monkeypatch):
     table = tmp_path / "out/t.md"
     compare(three, table)
     before = {path: path.read_text(encoding="utf-8") for path in table.parent.iterdir()}
-    monkeypatch.setattr("dio_lightning.studies.comparison.p_values_csv", lambda study: None)
+    # LaTeX stands in no other file, so that the first thing to fail is its writing
+    monkeypatch.setattr("dio_lightning.scores.table.Table.latex", lambda *_: None)
     with pytest.raises(TypeError):
         compare(three, table, reference="bad", overwrite=True)
     assert {path: path.read_text(encoding="utf-8") for path in table.parent.iterdir()} == before
@@ -255,10 +274,10 @@ def test_from_the_command_line(three, command, tmp_path, capsys):
     command(*arguments)
     printed = capsys.readouterr().out
     folder = tmp_path / "tables"
-    wrote = "wrote tables/t.md and its .tex, .csv and _pvalues.csv\n"
+    wrote = "wrote tables/t.md and its .html, .tex, .csv and _pvalues.csv\n"
     assert printed == (folder / "t.md").read_text(encoding="utf-8") + wrote
     assert printed.startswith("| method | HD95 (mm) | Dice |\n|---|---|---|\n| bad |") and "than mixed" in printed
-    assert {path.name for path in folder.iterdir()} == {"t.md", "t.tex", "t.csv", "t_pvalues.csv"}
+    assert {path.name for path in folder.iterdir()} == {"t.md", "t.html", "t.tex", "t.csv", "t_pvalues.csv"}
     with pytest.raises(SystemExit):
         command(*arguments)
     assert "--overwrite" in capsys.readouterr().err

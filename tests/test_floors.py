@@ -163,6 +163,7 @@ def test_every_dependency_is_imported_somewhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     # tensorboard is imported by Lightning's logger, which every run has
     names = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in project["dependencies"]} - {"tensorboard"}
+    names = {{"pillow": "pil"}.get(name, name) for name in names}
     imported = {name.split(".")[0].lower() for path in FILES for name in imports(path)}
     imported |= {"pillow"} if "pil" in imported else set()
     assert names <= imported, names - imported

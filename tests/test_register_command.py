@@ -36,7 +36,7 @@ def test_the_command_leaves_whole_files_and_its_verdict(command, tmp_path, capsy
     assert capsys.readouterr().out.startswith("good: ")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
-        *("warped.nii.gz", "transform.h5", "inverse.h5", "affine.tfm", "report.json", "picture.png"),
+        *("warped.nii.gz", "transform.h5", "inverse.h5", "affine.tfm", "report.json", "picture.png", "report.html"),
         "warped_atlas.nii.gz",
     }
     report = json.loads((tmp_path / "out/report.json").read_text())

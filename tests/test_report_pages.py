@@ -17,9 +17,13 @@ from dio_lightning.callbacks.report import About
 from dio_lightning.callbacks.report_page import page_of_test, ranked
 from dio_lightning.layers import Run
 from dio_lightning.pictures import Upright
-from dio_lightning.reports import Curves, Download, Facts, Page, Section, pair_view
+from dio_lightning.reports.curves import Curves
+from dio_lightning.reports.page import Download, Facts, Page, Section
+from dio_lightning.reports.pairs import pair_view
 from dio_lightning.reports.panels import panels
+from dio_lightning.reports.study import study_page, tables_of
 from dio_lightning.reports.volumes import block_means, volumes
+from dio_lightning.scores.table import Cell, Table
 
 SIZE = (12, 15, 18)
 
@@ -147,6 +151,19 @@ def test_curves_are_those_of_the_solve():
     assert all(1 <= len(values) <= 3 and min(values) >= 0 for values in curves.residual.values())
     view = pair_view(Upright.of({**pair}, still), "x", curves=curves)
     assert "relative residual" in view.curves and view.volumes == {} and [*view.slices] == ["image"]
+
+
+def test_the_page_of_a_study_has_its_tables_as_markdown_has_them():
+    from matplotlib.figure import Figure
+
+    cells = [[Cell("a|b"), Cell("0.5 ± 0.1", bold=True)], [Cell("c"), Cell("–")]]
+    table = Table(["method", "Dice *"], cells, "Over 3 pairs <x>.", right=True)
+    again = tables_of(table.markdown() + "\n" + table.markdown())
+    assert again == [table, table]
+    figure = Figure()
+    figure.subplots().set_title("curve")
+    page = study_page("solvers", table.markdown(), figure, {"solvers.csv": "a,b\n"}).html()
+    assert "Over 3 pairs &lt;x&gt;." in page and "solvers.csv" in page and ">curve<" in page and "#000000" not in page
 
 
 @pytest.mark.slow

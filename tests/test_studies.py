@@ -127,7 +127,7 @@ def test_seeds_share_a_row_and_one_step_methods_have_one(command, weights, tmp_p
     ]
     for ending in ("png", "svg"):
         assert (tmp_path / f"out/convergence.{ending}").stat().st_size > 1000
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 5
     (tmp_path / "out/convergence.md").write_text("mine")
     with pytest.raises(SystemExit):
         command(*arguments)

@@ -128,7 +128,7 @@ def test_the_command_writes_its_tables(command, tmp_path, capsys):
     }
     (tmp_path / "deq.yaml").write_text(yaml.safe_dump(config))
     command("study", "solvers", "deq.yaml", "--out", "out", "--max-steps", 4, "--damping", 0, 0.5, "--limit", 1)
-    names = {"solvers.csv", "solvers_trace.csv", "solvers.md", "solvers.png", "solvers.svg"}
+    names = {"solvers.csv", "solvers_trace.csv", "solvers.md", "solvers.png", "solvers.svg", "solvers.html"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
     with open(tmp_path / "out/solvers_trace.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

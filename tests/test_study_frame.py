@@ -53,7 +53,7 @@ def test_a_study_is_one_file_and_one_entry(tmp_path) -> None:
     assert len(house.touched) == 2
     assert "brightness   how bright the fixed images are" in house.run("study", "--help")
     printed = house.run("study", "brightness", f"mine={TINY}", "--out", "out", "--factor", 3, "--limit", 2)
-    files = {f"brightness.{ending}" for ending in ("csv", "md", "png", "svg")}
+    files = {f"brightness.{ending}" for ending in ("csv", "md", "png", "svg", "html")}
     assert {file.name for file in (tmp_path / "out").iterdir()} == files
     with open(tmp_path / "out/brightness.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -136,7 +136,7 @@ def test_every_method_is_scored_on_every_domain_that_is_there(command, place, ar
         assert f"| {name} | {fmean(odd) - fmean(plain):+.3f} |" in text
     assert len({fmean(v) for pair in means.values() for v in pair}) == 8
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        ["shift.csv", "shift_structures.csv", "shift.md", "shift.png", "shift.svg"]
+        ["shift.csv", "shift_structures.csv", "shift.md", "shift.png", "shift.svg", "shift.html"]
     )
     assert all((tmp_path / f"out/shift.{ending}").stat().st_size > 1000 for ending in ("png", "svg"))
 

@@ -13,7 +13,9 @@ from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.layers import Run
 from dio_lightning.pair import Pair
 from dio_lightning.pictures import Upright
-from dio_lightning.reports import Curves, PairView, pair_view, write_page
+from dio_lightning.reports.curves import Curves
+from dio_lightning.reports.page import write_page
+from dio_lightning.reports.pairs import PairView, pair_view
 
 
 class Report(Callback):

@@ -7,7 +7,8 @@ from dataclasses import replace
 from dio_lightning.callbacks.environment import environment
 from dio_lightning.callbacks.gathering import Scored
 from dio_lightning.callbacks.report import About, label_rows, terminal_table
-from dio_lightning.reports import Download, Facts, Page, PairView, Plot, Section, Text
+from dio_lightning.reports.page import Download, Facts, Page, Plot, Section, Text
+from dio_lightning.reports.pairs import PairView
 from dio_lightning.reports.plots import boxes_svg, panels_svg
 from dio_lightning.scores.rows import IDS, Row, label_columns, scores_of, to_csv
 from dio_lightning.scores.score import SUFFIX

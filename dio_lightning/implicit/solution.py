@@ -7,6 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from dio_lightning.implicit.showing import solution_html
+
 Update = Callable[[Tensor], Tensor]
 """f: state (b, ...) -> state of the same shape; may leave its energy (b,) at the last argument in `.energy`."""
 
@@ -51,6 +53,10 @@ class Solution:
         once = torch.ones(len(value), dtype=torch.int64, device=value.device)
         off = torch.zeros_like(once, dtype=torch.bool)
         return cls(value, torch.full_like(once, torch.inf, dtype=value.dtype), once, off, off)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return solution_html(self)
 
 
 def expect_solutions(solutions: object, name: str) -> list[Solution]:

@@ -68,6 +68,7 @@ def bids_outputs(out: Path, fixed: Path, moving: Path, also: Sequence[Other] = (
         "affine": f"{transform(place, space, 'affine')}.tfm",
         "displacement": f"{transform(place, space, 'displacement')}.nii.gz",
         "picture": f"{shown}.png",
+        "page": f"{shown}.html",
         "report": f"{transform(place, space, 'report')}.json",
         **{other: f"{transform(place, space, other)}.nii.gz" for other in also},
     }

@@ -32,9 +32,9 @@ examples:
   dio-lightning register --csv pairs.csv --out results --jobs 4
 """
 LEFT = """FOLDER then holds warped.nii.gz (the moving image on the fixed grid), transform.h5 and inverse.h5 (ITK
-composites for SimpleITK, ANTs and Slicer), affine.tfm and displacement.nii.gz (the same in two parts), picture.png and
-report.json; of a table, a folder for every pair, and results.csv: the same command goes on where an earlier one
-stopped. Exit codes: 0 good, 0 with a warning doubtful, 3 failed, 2 wrong input.
+composites for SimpleITK, ANTs and Slicer), affine.tfm and displacement.nii.gz (the same in two parts), picture.png,
+report.html (to look at) and report.json; of a table, a folder for every pair, and results.csv: the same command goes on
+where an earlier one stopped. Exit codes: 0 good, 0 with a warning doubtful, 3 failed, 2 wrong input.
 """
 TRANSFORMATIONS = ("FreeForm", "Diffeomorphism", "StationaryVelocity", "BSpline")
 FAILED = 3

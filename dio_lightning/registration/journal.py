@@ -7,6 +7,7 @@ from typing import Any
 
 from dio_lightning.layers import Observer, Record
 from dio_lightning.modules import IterativeModule, RegistrationModule
+from dio_lightning.reports.curves import Curves
 
 
 class Parts:
@@ -31,23 +32,19 @@ class Parts:
 
 
 class Journal:
-    """An observer of a solve that keeps the energies of every level, and what the layer says of its solutions.
+    """An observer of a solve that keeps the curves of every level, and what the layer says of its solutions.
 
     Args:
         observe: another observer, which is given every record too.
     """
 
     def __init__(self, observe: Observer | None = None) -> None:
-        self._observe, self._energies = observe, dict[int, tuple[float, float]]()
+        self.curves = Curves(observe)
         self._solved = list[dict[str, Any]]()
 
     def __call__(self, record: Record) -> None:
         """Note one state; only the first sample of a batch counts."""
-        if (energy := energy_of(record)) is not None:
-            first, _ = self._energies.get(record.level, (energy, energy))
-            self._energies[record.level] = first, energy
-        if self._observe is not None:
-            self._observe(record)
+        self.curves(record)
 
     @contextmanager
     def reading(self, module: RegistrationModule) -> Iterator[None]:
@@ -63,10 +60,10 @@ class Journal:
 
     def levels(self) -> list[dict[str, Any]]:
         """Coarse to fine: steps, whether the stop rule fired, the relative residual, the energy at start and end."""
-        energies = [self._energies.get(level["level"]) for level in self._solved]
+        energies = [self.curves.energy.get(level["level"]) for level in self._solved]
         return [
-            level if pair is None else {**level, "energy": {"start": pair[0], "end": pair[1]}}
-            for level, pair in zip(self._solved, energies, strict=True)
+            {**level, "energy": {"start": values[0], "end": values[-1]}} if values else level
+            for level, values in zip(self._solved, energies, strict=True)
         ]
 
     def _note(self, layer: object, arguments: object, solutions: Any) -> None:  # noqa: ANN401

@@ -17,6 +17,7 @@ FILES = {
     "affine": "affine.tfm",
     "displacement": "displacement.nii.gz",
     "picture": "picture.png",
+    "page": "report.html",
     "report": "report.json",
 }
 """What is written, and its name in a folder; the displacement only where something was deformed."""

@@ -22,6 +22,7 @@ from dio_lightning.registration.linear import Kind, align
 from dio_lightning.registration.quality import judge
 from dio_lightning.registration.result import Registration
 from dio_lightning.registration.scan import Image, Scan
+from dio_lightning.reports.curves import Curves
 from dio_lightning.transformations import Transformation
 from dio_lightning.transforms import Affine, Chain, Field, Transform
 
@@ -95,7 +96,7 @@ def register(
     terms = extra.checked(terms)
     scans = masked(scans, fixed_mask, moving_mask)
     linear: list[Kind] = [stage for stage in stages if stage != "deformable"]
-    chain, report = _started(start, linear), list[dict[str, Any]]()
+    chain, report, curves = _started(start, linear), list[dict[str, Any]](), list[Curves]()
     if not linear:
         _check_overlap(*scans, chain)
     module = _module(model, scans, transformation, terms).to(place) if len(linear) < len(stages) else None
@@ -106,8 +107,9 @@ def register(
     for _ in stages[len(linear) :]:
         assert module is not None
         tell(f"deformable, {module.title}")
-        field, stage = _deformed(module, scans, chain, extra, place, observe)
-        chain = Chain([field, *chain.links])
+        journal = Journal(observe)
+        field, stage = _deformed(module, scans, chain, extra, place, journal)
+        chain, curves = Chain([field, *chain.links]), [*curves, journal.curves]
         report.append(stage)
     tell("inverse")
     inverse = chain.inverse(scans[1].grid)
@@ -119,7 +121,7 @@ def register(
     }
     if extra.points is not None:
         details["landmarks_mm"] = {"before": extra.distance(Chain()), "after": extra.distance(chain)}
-    return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)})
+    return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)}, curves)
 
 
 def _check_overlap(fixed: Scan, moving: Scan, chain: Chain) -> None:
@@ -137,10 +139,10 @@ def _deformed(
     before: Chain,
     extra: Given,
     place: torch.device,
-    observe: Observer | None,
+    journal: Journal,
 ) -> tuple[Field, dict[str, Any]]:
     """The field of one deformable stage, and what the report says of it."""
-    clock, journal = time.perf_counter(), Journal(observe)
+    clock = time.perf_counter()
     with journal.reading(module):
         field = deform(module, *scans, before, extra.extras(*scans, before), Run(observe=journal), place)
     return field, _stage("deformable", clock, levels=journal.levels())

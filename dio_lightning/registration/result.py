@@ -2,10 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -17,11 +18,15 @@ from dio_lightning.headers import Header, header_of, read_header
 from dio_lightning.registration.outputs import OTHERS, Outputs
 from dio_lightning.registration.quality import Quality
 from dio_lightning.registration.scan import Image, Scan
+from dio_lightning.reports.curves import Curves
 from dio_lightning.scores.summary import versions
 from dio_lightning.transforms import Chain, Inverse, warp_image, warp_points, write_transform
 from dio_lightning.transforms.files import Format
 from dio_lightning.transforms.resampling import Mode
 from dio_lightning.volume_files import save_volume
+
+if TYPE_CHECKING:
+    from dio_lightning.pictures import Upright
 
 Examine = Callable[[Path, Path], Mapping[str, Any]]
 """What looks at a written transform and a warped image."""
@@ -38,6 +43,7 @@ class Registration:
         back: the inverse, on the moving image's grid, and how far it is from being one.
         quality: a verdict, and what it rests on.
         details: what was run, and for how long.
+        curves: residual and energy over the steps of every deformable stage.
     """
 
     fixed: Scan
@@ -46,6 +52,7 @@ class Registration:
     back: Inverse
     quality: Quality
     details: Mapping[str, Any]
+    curves: Sequence[Curves] = ()
 
     @property
     def inverse(self) -> Chain:
@@ -87,6 +94,35 @@ class Registration:
             {**files, **self.details, "quality": asdict(self.quality), "inverse": inverse, "versions": versions()}
         )
 
+    def page(self) -> str:
+        """The page that `save` writes as report.html: one HTML text with all that it shows in it."""
+        from dio_lightning.registration.picture import page_of, standing, title_of
+
+        pair = standing(self.fixed, self.moving, self.transform)
+        return page_of(pair, title_of(self.fixed, self.moving), self.report(), self.curves).html()
+
+    def view(self) -> Any:  # noqa: ANN401
+        """A widget of ipyniivue (the extra `notebook`): the fixed image with the warped one above it.
+
+        Raises:
+            ModuleNotFoundError: without ipyniivue.
+        """
+        from dio_lightning.registration.picture import widget
+
+        folder = TemporaryDirectory()
+        save_volume(Path(folder.name, "fixed.nii.gz"), self.fixed.values[0, 0].numpy(), self.fixed.grid.affine)
+        save_image(Path(folder.name, "warped.nii.gz"), self.warp())
+        made = widget(Path(folder.name))
+        made.folder = folder  # its files are there as long as the widget
+        return made
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from dio_lightning.registration.picture import notebook_html, standing, title_of
+
+        pair = standing(self.fixed, self.moving, self.transform)
+        return notebook_html(pair, title_of(self.fixed, self.moving), self.report())
+
     def save(
         self,
         to: str | Path | Outputs,
@@ -96,7 +132,7 @@ class Registration:
         notes: Mapping[str, Any] | None = None,
         examine: Examine | None = None,
     ) -> list[Path]:
-        """Write warped.nii.gz, transform.h5, inverse.h5, affine.tfm, displacement.nii.gz, picture.png and report.json.
+        """Write the image, transforms, a picture and reports: warped.nii.gz to report.json, as `Outputs` names them.
 
         Transforms are ITK's: SimpleITK, ANTs and Slicer read them. affine.tfm and displacement.nii.gz are the two parts
         of transform.h5; the second is there where something was deformed. Several fields in a row are one there,
@@ -123,9 +159,11 @@ class Registration:
         paths = {what: path for what, path in outputs.paths.items() if fields.links or what != "displacement"}
         files = [*paths.values(), *passengers, *outputs.beside]
         expect_free([*outputs.all, *passengers], overwrite)
+        from dio_lightning.registration.picture import title_of, write_page
+
         # the report comes last to its place
         with replacing_all([outputs.report, *(path for path in files if path != outputs.report)]) as temporary:
-            self._write({what: temporary[path] for what, path in paths.items()})
+            pair = self._write({what: temporary[path] for what, path in paths.items()})
             for path, write in passengers.items():
                 write(temporary[path])
             for path, text in outputs.beside.items():
@@ -135,6 +173,10 @@ class Registration:
             report = {**self.report(), **(notes or {}), "files": written}
             if examine is not None:
                 report["export"] = examine(temporary[paths["transform"]], temporary[paths["warped"]])
+            if "page" in paths:
+                write_page(
+                    temporary[paths["page"]], pair, title_of(self.fixed, self.moving), _plain(report), self.curves
+                )
             temporary[outputs.report].write_text(json.dumps(_plain(report), indent=2) + "\n", encoding="utf-8")
         for path in {*outputs.paths.values()} - {*files}:
             path.unlink(missing_ok=True)  # of an earlier result, to whose affine it belonged
@@ -143,9 +185,9 @@ class Registration:
                 write_atomic(path, text)
         return files
 
-    def _write(self, paths: Mapping[str, Path]) -> None:
-        """Images and transforms, by what they are."""
-        from dio_lightning.registration.picture import draw
+    def _write(self, paths: Mapping[str, Path]) -> "Upright":
+        """Images and transforms, by what they are; returns what was drawn."""
+        from dio_lightning.registration.picture import draw, standing, title_of
 
         fixed, moving = self.fixed.grid, self.moving.grid
         fields, affine = self.transform.fields_and_affine()
@@ -156,7 +198,9 @@ class Registration:
         for what in written.keys() & paths.keys():
             format = cast(Format, what if what in OTHERS else "itk")
             write_transform(paths[what], written[what], fixed, moving, format, overwrite=True)
-        draw(paths["picture"], self.fixed, self.moving, self.transform)
+        pair = standing(self.fixed, self.moving, self.transform)
+        draw(paths["picture"], pair, title_of(self.fixed, self.moving))
+        return pair
 
     def _header(self, image: Image | None, affine: NDArray | None) -> Header:
         if image is None:

@@ -38,15 +38,18 @@ LEAST = 5
 def svg(figure: Figure) -> Markup:
     """A figure as part of a page."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dio"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     # the page says how wide it is; its script and letters are the reader's (style.css)
     head, rest = text[: text.index(">")], text[text.index(">") :]
-    text = re.sub(r' (width|height)="[^"]*"', "", head) + rest
+    rest = re.sub(r"<metadata>.*?</metadata>", "", rest, flags=re.DOTALL)
+    text = re.sub(r' (width|height|xmlns(:\w+)?)="[^"]*"', "", head) + rest
     width = figure.get_figwidth() * 96
     text = text.replace("<svg", f'<svg class="plot" style="max-width:{width:.0f}px"', 1)
-    return Markup(text.replace(INK, "currentColor").replace("\n", " "))
+    # black lines of a figure that was drawn for paper are the page's ink too
+    return Markup(re.sub(f"{INK}|#000000", "currentColor", text).replace("\n", " "))
 
 
 @contextmanager
@@ -103,8 +106,11 @@ def panels_svg(plots: Mapping[str, Mapping[str, Sequence[float]]]) -> Markup:
 
 
 def curves_svg(curves: Curves) -> Markup:
-    """Relative residual over the steps and, where there is one, energy; a curve a level."""
-    shown = {"relative residual": curves.residual} | ({"energy": curves.energy} if curves.energy else {})
+    """Relative residual over the steps and, where there is one, energy by its value at the start; a curve a level."""
+    shown = {"relative residual": curves.residual}
+    # levels have other numbers of voxels, so that energies as they are would lie far apart
+    shares = {level: [x / abs(values[0]) for x in values] for level, values in curves.energy.items() if values[0]}
+    shown |= {"energy / its start": shares} if shares else {}
     with styled():
         figure = Figure(figsize=(4.4 * len(shown), 2.8), layout="tight")
         for axis, (name, levels) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
@@ -112,7 +118,7 @@ def curves_svg(curves: Curves) -> Markup:
                 which = " (coarsest)" if place == 0 and len(levels) > 1 else ""
                 axis.plot(values, color=_colour(place), label=f"level {level + 1}{which}", marker=".", ms=3)
             positive = all(value > 0 for values in levels.values() for value in values)
-            axis.set(xlabel="step of the level", ylabel=name, yscale="log" if positive else "linear")
+            axis.set(xlabel="step of the level", ylabel=name, yscale="log" if positive and name[0] == "r" else "linear")
             axis.grid(alpha=0.25, color=INK)
         figure.axes[0].legend(frameon=False, fontsize=9)
         return svg(figure)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dio_lightning.files import expect_free, write_all
+from dio_lightning.files import expect_free
+from dio_lightning.reports.comparison import write_comparison
 from dio_lightning.scores import Score
 from dio_lightning.scores.comparing import Comparisons, Entry, compare_methods, p_values_csv, table_csv
 from dio_lightning.scores.runs import read_methods
@@ -22,7 +23,7 @@ def compare(
     alpha: float = 0.05,
     overwrite: bool = False,
 ) -> str:
-    """Write OUT.md, OUT.tex, OUT.csv and OUT_pvalues.csv, all or none; returns the Markdown.
+    """Write OUT.md, OUT.tex, OUT.csv, OUT_pvalues.csv and OUT.html, all or none; returns the Markdown.
 
     Args:
         runs: folders that `dio-lightning test` wrote, as FOLDER or NAME=FOLDER; one NAME several times: its seeds.
@@ -40,11 +41,11 @@ def compare(
     if out.suffix != ".md":
         raise ValueError(f"{out}: expected a file ending in .md")
     paths = [out, out.with_suffix(".tex"), out.with_suffix(".csv"), out.with_name(f"{out.stem}_pvalues.csv")]
-    expect_free(paths, overwrite)
+    expect_free([*paths, out.with_suffix(".html")], overwrite)
     result = compare_methods(read_methods(runs), metrics, reference, alpha)
     shown = table(result)
     contents = [shown.markdown(), shown.latex(out.stem), table_csv(result), p_values_csv(result)]
-    write_all(dict(zip(paths, contents, strict=True)))
+    write_comparison(dict(zip(paths, contents, strict=True)), out.with_suffix(".html"), result, shown)
     return contents[0]
 
 

@@ -4,7 +4,7 @@ import os
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from dio_lightning.files import expect_free, write_all
+from dio_lightning.files import expect_free
 from dio_lightning.studies.study import PairStudy, option
 
 
@@ -44,6 +44,7 @@ class Shift(PairStudy):
         """Domain by domain, since their images are what takes the memory; see `Study.run`."""
         from dio_lightning.domains import read_plan
         from dio_lightning.loaded import load_all
+        from dio_lightning.reports.study import write_study
         from dio_lightning.scores.store import Store
         from dio_lightning.studies.shift_report import Outcome, figure, markdown
         from dio_lightning.studies.shift_solving import candidates, check, measure, refinement
@@ -59,6 +60,6 @@ class Shift(PairStudy):
         rows = candidates(loaded, self.options, refine)
         measure([*zip(present, built, strict=True)], plan, loaded[0], rows, store, self.limit)
         outcome = Outcome(store.rows, plan, missing, self.refine_steps, self.refine_resolution)
-        text, picture = markdown(outcome), figure(outcome)
-        write_all(dict(zip(self.files, [*store.contents().values(), text, picture, picture], strict=True)))
+        text = markdown(outcome)
+        write_study(self.name, self.files, [*store.contents().values()], text, figure(outcome))
         return text

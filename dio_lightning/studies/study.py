@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from dio_lightning.files import expect_free, write_all
+from dio_lightning.files import expect_free
 from dio_lightning.scores.records import NO_PAIR, Record, Records
 from dio_lightning.scores.rows import PairId
 from dio_lightning.usage import CommandParser
@@ -55,7 +55,7 @@ class Study:
 
     A study is a subclass in a file of its own and an entry in `command.STUDIES`: its options are fields, whose
     help says what they are. It writes
-    NAME.csv (and NAME_x.csv for every x of `more`), NAME.md, NAME.png and NAME.svg.
+    NAME.csv (and NAME_x.csv for every x of `more`), NAME.md, NAME.png, NAME.svg and NAME.html.
 
     Args:
         weights: methods, as `load` takes them; those of one name are its seeds.
@@ -95,7 +95,7 @@ class Study:
     @property
     def files(self) -> list[Path]:
         """What it writes."""
-        endings = [".csv", *(f"_{name}.csv" for name in self.more), ".md", ".png", ".svg"]
+        endings = [".csv", *(f"_{name}.csv" for name in self.more), ".md", ".png", ".svg", ".html"]
         return [self.out / f"{self.name}{ending}" for ending in endings]
 
     def run(self) -> str:
@@ -106,14 +106,14 @@ class Study:
             FileExistsError: an output is there.
         """
         from dio_lightning.loaded import load_all
+        from dio_lightning.reports.study import write_study
 
         expect_free(self.files, self.overwrite)
         loaded = load_all(self.weights, self.options, ready=isinstance(self, PairStudy))
         self.check(loaded)
         records = Records(self._records(loaded))
         text, picture = self.markdown(records), self.figure(records)
-        contents = [*self.tables(records), text, picture, picture]
-        write_all(dict(zip(self.files, contents, strict=True)))
+        write_study(self.name, self.files, self.tables(records), text, picture)
         return text
 
     def _records(self, loaded: list["Loaded"]) -> Iterator[Record]:
