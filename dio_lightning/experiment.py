@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -21,6 +21,7 @@ from dio_lightning.callbacks.checkpoints import Best, Last
 from dio_lightning.callbacks.loggers import LoggedResults, finish, stay_in
 from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
 from dio_lightning.callbacks.panels import Panels
+from dio_lightning.callbacks.progress import ProgressLines, TrainingBar, on_terminal
 from dio_lightning.callbacks.random_states import RandomStates
 from dio_lightning.callbacks.run_config import RunConfig
 from dio_lightning.callbacks.scores import RegistrationScores
@@ -136,6 +137,10 @@ class RegistrationCLI(FolderCLI):
             others += [Panels(), LoggedResults()]
         if self.subcommand == "predict":
             others.append(FieldWriter())
+        if config["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
+            config["enable_progress_bar"] = on_terminal()
+            others += [TrainingBar()] if config["enable_progress_bar"] else []
+        others.append(ProgressLines())
         # last: what ends a command comes after everything that a batch leaves
         others.append(StopAtSignal())
         kinds = {type(callback) for callback in given}
