@@ -9,7 +9,7 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu bench-kills house clean
+.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu bench-kills bench-scaling house clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench-gpu: setup  ## what the library does on a GPU: build/gpu.json; goes on whe
 
 bench-kills: setup  ## kills trainings, predictions and caches at random moments, and says what they leave
 	$(BIN)/python benchmarks/kills.py
+
+bench-scaling: setup  ## the same training and test on one process and on two: a table and build/scaling.json, .csv, .md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py
 
 house:  ## lines and files of every package, the longest file, circles of imports
 	@$(PYTHON) tests/house.py

@@ -13,8 +13,8 @@ class StepCost(Callback):
 
     `cost/step_seconds` is a step without its data, `cost/data_wait_seconds` how long it waited for them: where that is
     more than a tenth of the other, more loader processes help (`--data.num_workers`). `cost/peak_mb` is in MiB: on CUDA
-    what was allocated during the epoch, else the resident memory of the process so far. Values are those of the first
-    process. On CUDA it waits for the device after every step, which costs what the next step could have overlapped.
+    what was allocated during the epoch, else the resident memory of the process so far. Of several
+    processes it is the greatest. On CUDA it waits for the device after every step, which costs what the next step could have overlapped.
     """
 
     def __init__(self) -> None:
@@ -48,8 +48,9 @@ class StepCost(Callback):
         self._mark = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means."""
+        """Log the means of the process that has the greatest."""
         count = max(self._count, 1)
         values = {"step_seconds": self._steps / count, "data_wait_seconds": self._waited / count}
         values["peak_mb"] = peak_memory(pl_module.device)
-        pl_module.log_dict({f"cost/{name}": value for name, value in values.items()}, rank_zero_only=True)
+        for name, value in values.items():
+            pl_module.log(f"cost/{name}", value, sync_dist=True, reduce_fx="max")

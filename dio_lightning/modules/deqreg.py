@@ -75,6 +75,8 @@ class DEQReg(IterativeModule):
         ValueError: if a setting is out of its range.
     """
 
+    splits = False
+
     def __init__(
         self,
         update: LearnedStep,
