@@ -12,6 +12,7 @@ import equilibrium
 import kernels
 import memory
 import numba
+import operators
 import solving
 import torch
 from rich.console import Console
@@ -39,6 +40,7 @@ def measure(quick: bool, clock: Callable[[], float]) -> Iterator[Row]:
     yield from equilibrium.rows(*(((16, 16, 16), (3, 6)) if quick else ((32, 40, 48), (12, 48, 96))))
     yield from kernels.value_rows(size, channels, watch)
     yield from kernels.adjoint_rows(size, channels, watch)
+    yield from operators.rows(size, watch)
     yield from solving.iteration_rows(size, channels, watch, 2 if quick else 10)
     adam, gauss_newton = ((3, 2, 1), (1, 1, 1)) if quick else ((60, 40, 20), (20, 20, 20))
     yield from solving.registration_rows(size, channels, watch, adam, gauss_newton)

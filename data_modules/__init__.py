@@ -7,6 +7,7 @@ from data_modules.sources.neurite import NeuriteOASIS
 from data_modules.sources.nlst import NLST
 from data_modules.sources.oasis import OASIS
 from data_modules.sources.pairs_csv import PairsCSV
+from data_modules.sources.squares import Squares
 from data_modules.sources.subjects_csv import SubjectsCSV
 from data_modules.sources.synthetic import SyntheticPairs
 
@@ -18,6 +19,7 @@ __all__ = [
     "NeuriteOASIS",
     "PairDataModule",
     "PairsCSV",
+    "Squares",
     "SubjectsCSV",
     "SyntheticPairs",
 ]

@@ -14,20 +14,21 @@ RUNS = ("fit", "validate", "test", "predict")
 """Commands that build an experiment."""
 COMMANDS = (
     *RUNS,
-    *("configs", "models", "export", "compare", "study", "sweep", "rerun", "check", "register", "transform"),
-    *("evaluate", "submit"),
+    *("configs", "models", "export", "compare", "study", "features", "sweep", "rerun", "check"),
+    *("register", "transform", "evaluate", "submit"),
 )
 ELSEWHERE = {
-    "models": "models.command.models",
-    "study": "studies.command.study",
-    "sweep": "sweeps.command.sweep",
-    "rerun": "rerun.rerun",
-    "register": "registration.command.register",
-    "transform": "transform_command.transform",
-    "evaluate": "challenge.command.evaluate",
-    "submit": "challenge.command.submit",
+    "models": "models.command",
+    "study": "studies.command",
+    "features": "features_command",
+    "sweep": "sweeps.command",
+    "rerun": "rerun",
+    "register": "registration.command",
+    "transform": "transform_command",
+    "evaluate": "challenge.command",
+    "submit": "challenge.command",
 }
-"""Commands with a file of their own, which takes the words behind them."""
+"""Commands whose function has their name, by the file that it is in."""
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
 
@@ -45,6 +46,7 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning export   --ckpt_path CHECKPOINT OUT.safetensors
   dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
   dio-lightning study    NAME WEIGHTS [WEIGHTS ...] --out FOLDER
+  dio-lightning features WEIGHTS --out FOLDER
   dio-lightning sweep    FILE --trials N
   dio-lightning rerun    FOLDER
   dio-lightning register FIXED MOVING --out FOLDER
@@ -90,15 +92,14 @@ def _dispatch(argv: list[str]) -> None:
     if argv[0] not in COMMANDS:
         hint = nearest(argv[0], COMMANDS)
         fail(f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}{hint}")
+    if argv[0] in ELSEWHERE:
+        return getattr(import_module(f"dio_lightning.{ELSEWHERE[argv[0]]}"), argv[0])(argv[1:])
     if argv[0] == "configs":
         return _configs(argv[1:])
     if argv[0] == "export":
         return _export(argv[1:])
     if argv[0] == "compare":
         return _compare(argv[1:])
-    if argv[0] in ELSEWHERE:
-        module, _, function = ELSEWHERE[argv[0]].rpartition(".")
-        return getattr(import_module(f"dio_lightning.{module}"), function)(argv[1:])
     if argv[0] == "check":
         from dio_lightning.checking import check
 

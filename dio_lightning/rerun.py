@@ -84,7 +84,7 @@ def differences(folder: Path, before: Mapping[str, Any]) -> Iterator[str]:
         yield f"{folder} does not say where it ran: what differs is not known"
         return
     now = environment()
-    for name in ("commit", "python", "threads", "gpus"):
+    for name in ("commit", "python", "threads", "operators", "gpus"):
         if name in before and before[name] != now[name]:
             yield f"{name} was {before[name]}, is {now[name]}"
     file = folder / "changes.diff"

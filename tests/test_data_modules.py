@@ -407,7 +407,7 @@ def test_synthetic_pairs_are_kept_while_there_is_room(monkeypatch: pytest.Monkey
     """E10: all pairs were kept, however many."""
     data = SyntheticPairs((16, 16), train_pairs=20)
     size = sum(v.nbytes for v in data.draw("train", 0).values() if isinstance(v, torch.Tensor))
-    monkeypatch.setattr("data_modules.sources.synthetic.KEPT", 3.5 * size)
+    monkeypatch.setattr("data_modules.sources.drawn.KEPT", 3.5 * size)
     pairs = cast(list, data.dataset("train"))
     first = [pairs[index] for index in range(20)]
     again = [pairs[index] for index in range(20)]

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from trainings import batch, build, loader, trainer
 
-from dio_lightning import experiment
+from dio_lightning import default_callbacks
 from dio_lightning.callbacks import ProgressLines, StepCost, TrainingBar
 from dio_lightning.callbacks import progress as module
 from dio_lightning.callbacks.progress import WIDTH, duration, on_terminal, shown
@@ -42,7 +42,7 @@ def test_a_log_has_a_plain_line_an_epoch_with_what_was_logged(command, capsys, t
 
 
 def test_on_a_terminal_there_is_one_bar(command, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "on_terminal", lambda: True)
+    monkeypatch.setattr(default_callbacks, "on_terminal", lambda: True)
     command("fit", *CPU, *BAR, "--trainer.max_epochs", "1")
     assert "epoch 1/1 loss" in capsys.readouterr().out
 

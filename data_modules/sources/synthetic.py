@@ -5,18 +5,16 @@ from typing import Literal
 
 import torch
 from torch import Generator, Tensor
-from torch.utils.data import Dataset
 
-from data_modules.base import PairDataModule, Sample, Split
+from data_modules.base import Sample, Split
 from data_modules.drawing import generator
+from data_modules.sources.drawn import DrawnPairs
 from dio_lightning.fields import gaussian_smooth, identity, jacobian_determinant, warp
 
 LANDMARKS = 16
-KEPT = 2**28
-"""Bytes of the pairs that a split keeps, in each process."""
 
 
-class SyntheticPairs(PairDataModule):
+class SyntheticPairs(DrawnPairs):
     """Random anatomies, their known deformation, and images whose intensities need not agree.
 
     A moving label map is the largest of `num_labels` smooth random fields inside a round body; the fixed one is its
@@ -64,18 +62,17 @@ class SyntheticPairs(PairDataModule):
         num_workers: int = 0,
         steps_per_epoch: int | None = None,
     ) -> None:
-        super().__init__(batch_size, num_workers, steps_per_epoch, seed)
+        counts: dict[Split, int] = {"train": train_pairs, "val": val_pairs, "test": test_pairs}
+        super().__init__(counts, batch_size, num_workers, steps_per_epoch, seed)
         if len(size) not in (2, 3) or min(size) < 12:
             raise ValueError(f"size is {tuple(size)}, expected two or three extents of at least 12 voxels")
-        if min(num_labels, train_pairs, val_pairs, test_pairs) < 1:
-            raise ValueError("num_labels, train_pairs, val_pairs and test_pairs must be at least 1")
+        if num_labels < 1:
+            raise ValueError(f"num_labels is {num_labels}, expected at least 1")
         if min(smoothness, structure) <= 0 or min(amplitude, texture, bias, noise) < 0:
             raise ValueError("smoothness and structure must be above 0; amplitude, texture, bias and noise at least 0")
         self.size, self.labels, self.contrast = tuple(size), num_labels, contrast
-        self.counts: dict[Split, int] = {"train": train_pairs, "val": val_pairs, "test": test_pairs}
         self.amplitude, self.smoothness, self.structure = amplitude, smoothness, structure
         self.texture, self.bias, self.noise = texture, bias, noise
-        self._datasets: dict[Split, _Drawn] = {}
 
     @property
     def num_labels(self) -> int:
@@ -87,18 +84,14 @@ class SyntheticPairs(PairDataModule):
         """2 or 3."""
         return len(self.size)
 
-    def dataset(self, split: Split) -> Dataset:
-        """Pairs of a split, each drawn when it is asked for, and kept while there is room."""
-        return self._datasets.setdefault(split, _Drawn(self, split))
-
     def draw(self, split: Split, index: int) -> Sample:
-        """Pair `index` of a split."""
+        """Pair `index` of a split; see `DrawnPairs`."""
         stream = generator("synthetic", self.seed, split, index)
         moving = self._anatomy(stream)
         u = self._displacement(stream)
         fixed = warp(moving, u, "nearest")
         fixed_points, moving_points = self._landmarks(fixed, u, stream)
-        sample: Sample = {
+        return {
             "fixed": self._image(fixed, stream)[0],
             "moving": self._image(moving, stream)[0],
             "fixed_label": fixed[0],
@@ -111,8 +104,6 @@ class SyntheticPairs(PairDataModule):
             "affine": torch.eye(4, dtype=torch.float64),
             "displacement": u[0],
         }
-        fixed_id, moving_id = _ids(split, index)
-        return {**sample, "fixed_id": fixed_id, "moving_id": moving_id}
 
     def _smooth(self, channels: int, sigma: float, stream: Generator) -> Tensor:
         """Gaussian random fields (1, channels, *size) of unit standard deviation, uncorrelated beyond a few sigma."""
@@ -157,33 +148,3 @@ class SyntheticPairs(PairDataModule):
         voxels = inside[0, 0].nonzero()
         chosen = voxels[torch.randperm(len(voxels), generator=stream)[:LANDMARKS]].T
         return chosen.float(), target[0][(slice(None), *chosen)]
-
-
-def _ids(split: Split, index: int) -> tuple[str, str]:
-    return f"{split}_{index:04d}_0000", f"{split}_{index:04d}_0001"
-
-
-class _Drawn(Dataset):
-    """The pairs of a split; those that are drawn first are kept, as many as `KEPT` holds."""
-
-    def __init__(self, module: SyntheticPairs, split: Split) -> None:
-        self.module = module
-        self.split: Split = split
-        self._kept: dict[int, Sample] = {}
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return self.module.counts[self.split]
-
-    def ids(self) -> list[tuple[str, str]]:
-        """fixed_id and moving_id of every pair; none is drawn."""
-        return [_ids(self.split, index) for index in range(len(self))]
-
-    def __getitem__(self, index: int) -> Sample:
-        if index in self._kept:
-            return self._kept[index]
-        sample = self.module.draw(self.split, index)
-        size = sum(value.nbytes for value in sample.values() if isinstance(value, Tensor))
-        if self._bytes + size <= KEPT:
-            self._kept[int(index)], self._bytes = sample, self._bytes + size
-        return sample

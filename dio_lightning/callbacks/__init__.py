@@ -1,6 +1,7 @@
 """Lightning callbacks: scores, pictures and files."""
 
 from dio_lightning.callbacks.checkpoints import Best, Last
+from dio_lightning.callbacks.html_report import Report
 from dio_lightning.callbacks.panels import Panels
 from dio_lightning.callbacks.progress import ProgressLines, TrainingBar
 from dio_lightning.callbacks.random_states import RandomStates
@@ -18,6 +19,7 @@ __all__ = [
     "ProgressLines",
     "RandomStates",
     "RegistrationScores",
+    "Report",
     "StepCost",
     "StopAtSignal",
     "TrainingBar",

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from dio_lightning.ops import chosen
+
 PACKAGE = "dio-lightning"
 HERE = Path(__file__).parent
 
@@ -21,7 +23,14 @@ HERE = Path(__file__).parent
 def environment() -> dict[str, Any]:
     """Command and where it was typed, time, host, devices, versions and, in a clone, the commit; plain data."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    named = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
+    named = (
+        "CUDA_VISIBLE_DEVICES",
+        "DIO_OPS",
+        "OMP_NUM_THREADS",
+        "SLURM_JOB_ID",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_RESTART_COUNT",
+    )
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "directory": os.getcwd(),
@@ -30,6 +39,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "operators": chosen(),
         "gpus": cuda,
         "commit": _git("rev-parse", "HEAD"),
         "changed": sorted((_git("diff", "HEAD", "--name-only") or "").split()),

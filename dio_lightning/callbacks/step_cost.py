@@ -13,8 +13,8 @@ class StepCost(Callback):
 
     `cost/step_seconds` is a step without its data, `cost/data_wait_seconds` how long it waited for them: where that is
     more than a tenth of the other, more loader processes help (`--data.num_workers`). `cost/peak_mb` is in MiB: on CUDA
-    what was allocated during the epoch, else the resident memory of the process so far. Of several
-    processes it is the greatest. On CUDA it waits for the device after every step, which costs what the next step could have overlapped.
+    what was allocated during the epoch, else the resident memory of the process so far. Of several processes the
+    greatest is logged. On CUDA it waits for the device after every step, and the next one is not prepared meanwhile.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,6 @@
 """The few operators that the inner loop lives in: one function each, a plain reference, fast kernels behind it."""
 
+from dio_lightning.ops.choice import chosen
 from dio_lightning.ops.correlation import local_correlation
 from dio_lightning.ops.information import joint_histogram, mutual_information
 from dio_lightning.ops.match import Blocks, match, match_blocks
@@ -11,6 +12,7 @@ from dio_lightning.ops.weighted_correlation import WeightedCorrelation, weighted
 __all__ = [
     "Blocks",
     "WeightedCorrelation",
+    "chosen",
     "correlate",
     "determinants",
     "interpolate",

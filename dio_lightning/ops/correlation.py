@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from dio_lightning.ops.forked import compiles
+from dio_lightning.ops.choice import compiles
 
 FLOOR = 1e-5
 

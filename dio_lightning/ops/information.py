@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dio_lightning.ops.forked import compiles
+from dio_lightning.ops.choice import compiles
 
 SPREAD = 1e-4
 """Share of the mass that is spread evenly over all bins, so that the logarithm of an empty one is finite."""

@@ -8,13 +8,14 @@ are interpolated linearly and continued beyond the border. No warped feature vol
 `match` is a custom operator: plain PyTorch wherever nothing better is registered, Numba on the CPU.
 """
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dio_lightning.ops import match_reference
-from dio_lightning.ops.forked import compiles
+from dio_lightning.ops.choice import compiles
 
 
 class Blocks(NamedTuple):
@@ -77,29 +78,28 @@ def _match_blocks(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Ten
 
 @_match.register_kernel("cpu")
 def _match_cpu(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    from dio_lightning.ops import match_numba  # compiled on first use: importing the library stays quick
-
-    return match_numba.match(fixed, moving, u) if compiles(u) else match_reference.match(fixed, moving, u)
+    return _backend(u).match(fixed, moving, u)
 
 
 @_match_adjoint.register_kernel("cpu")
 def _match_adjoint_cpu(
     fixed: Tensor, moving: Tensor, u: Tensor, of_value: Tensor, of_gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from dio_lightning.ops import match_numba
-
-    return (
-        match_numba.match_adjoint(fixed, moving, u, of_value, of_gradient)
-        if compiles(u)
-        else match_reference.match_adjoint(fixed, moving, u, of_value, of_gradient)
-    )
+    return _backend(u).match_adjoint(fixed, moving, u, of_value, of_gradient)
 
 
 @_match_blocks.register_kernel("cpu")
 def _match_blocks_cpu(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from dio_lightning.ops import match_numba
+    return _backend(u).match_blocks(fixed, moving, u)
 
-    return match_numba.match_blocks(fixed, moving, u) if compiles(u) else match_reference.match_blocks(fixed, moving, u)
+
+def _backend(u: Tensor) -> ModuleType:
+    """The file whose functions compute on the CPU."""
+    if not compiles(u):
+        return match_reference
+    from dio_lightning.ops import match_numba  # compiled on first use: importing the library stays quick
+
+    return match_numba
 
 
 @_match.register_fake

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dio_lightning.ops import match_kernels
-from dio_lightning.ops.forked import started
+from dio_lightning.ops.choice import started
 
 _COPIES = 4
 """Most private copies of the moving gradient, which threads scatter to."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.forked import compiles
+from dio_lightning.ops.choice import compiles
 from dio_lightning.ops.sampling import interpolate
 
 TOLERANCE = 1e-6

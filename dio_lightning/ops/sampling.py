@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dio_lightning.ops import sampling_reference as reference
-from dio_lightning.ops.forked import compiles
+from dio_lightning.ops.choice import compiles
 
 LARGEST = 2**31 - 1
 """Voxels of the largest volume that is taken by compiled loops."""

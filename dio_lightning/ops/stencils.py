@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dio_lightning.ops.forked import compiles
+from dio_lightning.ops.choice import compiles
 
 Taps = Sequence[float]
 """Weights at distance 0, 1, …; one number, 1, leaves an axis as it is."""

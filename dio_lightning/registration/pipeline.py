@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from dio_lightning.layers import Observer, Run
 from dio_lightning.losses import Term
 from dio_lightning.modules import RegistrationModule
+from dio_lightning.ops import chosen
 from dio_lightning.registration.deformable import changed, deform, local_correlation
 from dio_lightning.registration.given import Given, Scans, given, masked
 from dio_lightning.registration.images import check_dimensions
@@ -87,7 +88,7 @@ def register(
     began = time.perf_counter()
     deformable = {"model": model, "transformation": transformation, "labels": fixed_labels, "landmarks": fixed_points}
     check_stages(stages, {**deformable, "terms": terms or None})
-    place = device_of(device)
+    place, operators = device_of(device), chosen()
     scans = Scan.of(fixed, fixed_affine, "the fixed image"), Scan.of(moving, moving_affine, "the moving image")
     check_dimensions({scan.name: len(scan.grid.size) for scan in scans})
     extra = given(scans, (fixed_labels, moving_labels), (fixed_points, moving_points))
@@ -111,7 +112,11 @@ def register(
     tell("inverse")
     inverse = chain.inverse(scans[1].grid)
     quality = judge(*scans, chain, inverse)
-    details: dict[str, Any] = {"method": "" if module is None else module.title, "stages": report}
+    details: dict[str, Any] = {
+        "method": "" if module is None else module.title,
+        "operators": operators,
+        "stages": report,
+    }
     if extra.points is not None:
         details["landmarks_mm"] = {"before": extra.distance(Chain()), "after": extra.distance(chain)}
     return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)})

@@ -25,6 +25,7 @@ STUDIES = {
     "adjoints": Entry(
         "adjoints.Adjoints", "gradients of DEQReg's and DIO's weights by every adjoint, against the exact ones"
     ),
+    "landscape": Entry("landscape.Landscape", "the energy that DIO descends on, around the truth, and Dice by overlap"),
     "shift": Entry("shift.Shift", "scores of every method on data that it was not trained on"),
 }
 

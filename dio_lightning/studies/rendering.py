@@ -42,7 +42,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """Axis titles, scales as matplotlib names them, and the curves, in the same order in every panel."""
+    """Axis titles, scales of y and x as matplotlib names them, and the curves, in the same order in every panel."""
 
     x: str
     y: str
@@ -50,16 +50,17 @@ class Panel:
     scale: str = "linear"
     threshold: float = 0.01
     """Below it a symlog scale is linear."""
+    across: str = "log"
 
 
 def draw(*panels: Panel) -> "Figure":
-    """The panels side by side, x logarithmic, one legend."""
+    """The panels side by side, one legend."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
-        axis.set_xscale("log", base=2)
+        axis.set_xscale(panel.across, **({"base": 2} if panel.across == "log" else {}))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_yscale(panel.scale, **({"linthresh": panel.threshold} if panel.scale == "symlog" else {}))
         axis.set(xlabel=panel.x, ylabel=panel.y)

@@ -1,0 +1,65 @@
+"""What computes the operators: DIO_OPS, and what is installed."""
+
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dio_lightning import fields, ops
+from dio_lightning.ops import choice, correlation_numba, information_numba, match_numba, sampling_numba, stencil_numba
+
+
+def _compute() -> list[torch.Tensor]:
+    """A value of every operator."""
+    torch.manual_seed(0)
+    a, b, u = torch.rand(1, 2, 6, 7), torch.rand(1, 2, 6, 7), torch.rand(1, 2, 6, 7)
+    points = torch.rand(2, 3) * 4
+    with torch.no_grad():
+        values = [fields.warp(a, u), *ops.match(a, b, u), *ops.match_blocks(a, b, u), ops.local_correlation(a, b, 3)]
+        values += [fields.gaussian_smooth(u, 1.0), *ops.squared_differences(u), ops.determinants(u)]
+        return [*values, ops.mutual_information(a[:, :1], b[:, :1], 6), ops.preimages(u[0] * 0.3, points).float()]
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("a compiled loop ran")
+
+    for module in (correlation_numba, information_numba, match_numba, sampling_numba, stencil_numba):
+        monkeypatch.setattr(module, "_threads", refuse)
+
+
+def test_reference_computes_the_same_by_plain_pytorch(monkeypatch) -> None:
+    monkeypatch.delenv("DIO_OPS", raising=False)
+    assert ops.chosen() == "numba"
+    compiled = _compute()
+    monkeypatch.setenv("DIO_OPS", "reference")
+    _forbid(monkeypatch)
+    assert ops.chosen() == "reference"
+    assert_close(_compute(), compiled, rtol=1e-4, atol=1e-5)
+
+
+def test_without_numba_it_is_plain_pytorch_unless_numba_is_asked_for(monkeypatch) -> None:
+    def none(name: str) -> ModuleSpec | None:
+        return None
+
+    monkeypatch.setattr(choice, "find_spec", none)
+    choice._resolved.cache_clear()
+    try:
+        monkeypatch.delenv("DIO_OPS", raising=False)
+        assert ops.chosen() == "reference"
+        monkeypatch.setenv("DIO_OPS", "numba")
+        with pytest.raises(ValueError, match=r"DIO_OPS is 'numba', which is not installed"):
+            ops.chosen()
+    finally:
+        choice._resolved.cache_clear()
+
+
+def test_another_name_is_refused_before_any_work(monkeypatch) -> None:
+    from dio_lightning import register
+
+    monkeypatch.setenv("DIO_OPS", "cuda")
+    image = torch.rand(6, 6, 6)
+    with pytest.raises(ValueError, match=r"DIO_OPS is 'cuda', expected numba or reference"):
+        register(image, image)
