@@ -9,7 +9,7 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu bench-report bench-kills docs dist house clean
+.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu bench-report bench-kills bench-scaling docs dist house clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench-report: setup  ## seconds and size of the page of a test with 30 pairs of 
 
 bench-kills: setup  ## kills trainings, predictions and caches at random moments, and says what they leave
 	$(BIN)/python benchmarks/kills.py
+
+bench-scaling: setup  ## the same training and test on one process and on two: a table and build/scaling.json, .csv, .md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py
 
 docs: setup  ## the site, strictly and without the network: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -19,18 +18,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dio_lightning.arguments import ordered, short, without_leftovers
-from dio_lightning.callbacks.checkpoints import Best, Last
-from dio_lightning.callbacks.html_report import Report
-from dio_lightning.callbacks.loggers import LoggedResults, finish, stay_in
-from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
-from dio_lightning.callbacks.panels import Panels
-from dio_lightning.callbacks.random_states import RandomStates
+from dio_lightning.callbacks.loggers import finish, stay_in
 from dio_lightning.callbacks.run_config import RunConfig
 from dio_lightning.callbacks.scores import RegistrationScores
-from dio_lightning.callbacks.signals import StopAtSignal
-from dio_lightning.callbacks.writer import FieldWriter
 from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.checkpoints import AtomicCheckpointIO, load_weights
+from dio_lightning.default_callbacks import with_defaults
 from dio_lightning.folder_cli import FolderCLI
 from dio_lightning.models.catalogue import with_models
 from dio_lightning.modules import RegistrationModule
@@ -121,38 +114,15 @@ class RegistrationCLI(FolderCLI):
             here = any(isinstance(logger, CSVLogger) for logger in loggers)
             config["logger"] = loggers if here else [*loggers, CSVLogger(root, name="logs")]
         stay_in(root, config["logger"], anew=self.overwrite)
-        config["callbacks"] = self._with_defaults(given, root, config)
+        config["callbacks"] = with_defaults(str(self.subcommand), given, root, config)
+        for callback in config["callbacks"]:
+            if isinstance(callback, RegistrationScores):
+                callback.config_text, callback.variant = self._config_text, self.variant
         plugins = config["plugins"] or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super()._instantiate_trainer(config, callbacks)
-
-    def _with_defaults(self, given: list[Callback], root: Path, config: dict[str, Any]) -> list[Callback]:
-        """Our callbacks, each unless the config names one of its kind; scores first, because they hold the clock."""
-        scores: Callback = RegistrationScores()
-        others: list[Callback] = []
-        if config["enable_checkpointing"] is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
-            others += [Best(root / "checkpoints"), Last(root / "checkpoints")]
-        if self.subcommand == "fit":
-            others += [RandomStates(), ConfiguredOptimizers(), *([LearningRateMonitor()] if config["logger"] else [])]
-        if self.subcommand in ("fit", "test"):
-            others.append(Panels())
-        if self.subcommand == "test":
-            others += [Report(), LoggedResults()]
-        if self.subcommand == "predict":
-            others.append(FieldWriter())
-        # last: what ends a command comes after everything that a batch leaves
-        others.append(StopAtSignal())
-        kinds = {type(callback) for callback in given}
-        kept = [callback for callback in others if type(callback) not in kinds]
-        everything = [*([] if RegistrationScores in kinds else [scores]), *given, *kept]
-        for callback in everything:
-            if isinstance(callback, RegistrationScores):
-                callback.config_text, callback.variant = self._config_text, self.variant
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str((root / "checkpoints").resolve())
-        return everything
 
     def restore(self) -> None:
         """Put the weights that the command line names into the model, as the command would.

@@ -17,7 +17,7 @@ from dio_lightning.usage import CommandParser
 
 CONFIGS = {"fit": "config.yaml", "validate": "config_validate.yaml", "test": "config_test.yaml"}
 """Commands whose numbers are compared, in the order in which they are run again, and the file each leaves."""
-UNALIKE = ("seconds", "peak_mb", "time", "memory")
+UNALIKE = ("seconds", "peak_mb")
 """Parts of names of values that depend on the machine and its load."""
 DIFFERENT = 1
 Numbers = dict[tuple[str, ...], str]

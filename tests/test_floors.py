@@ -53,6 +53,7 @@ FLOORS: dict[str, float] = {
     "dio_lightning.registration": 6,
     "dio_lightning.sweeps": 6,
     "dio_lightning.rerun": 6,
+    "dio_lightning.default_callbacks": 6,
     "dio_lightning.api": 6,
     "dio_lightning.cli": 6,
     "dio_lightning.usage": 1,

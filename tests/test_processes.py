@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from test_resuming import Stop, equal, fit, slurm_job
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler
 from trainings import build, trainer
 
@@ -26,6 +27,7 @@ from dio_lightning.callbacks.signals import Requeued
 from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.modules import DIO
 from dio_lightning.modules.deqreg import LAST
+from dio_lightning.modules.sharding import expect_strategy, shard
 from dio_lightning.processes import of_all, reads_again
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +80,22 @@ def everything(folder: Path, **settings: object) -> None:
             (place / "scores.json").write_text(json.dumps(scores))
 
 
+def split(folder: Path) -> None:
+    """Trains with whole weights and with weights in parts."""
+    parts = {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False}
+    for name in ("DIO", "VoxelMorph"):
+        for strategy in (DDPStrategy(), ModelParallelStrategy(**parts)):
+            module = build(name, torch.optim.SGD)
+            for weight in module.parameters():  # as split ones lie in memory: the same kernels, the same rounding
+                weight.data = weight.data.contiguous()
+            data = SyntheticPairs((16, 18), 3, train_pairs=4, val_pairs=1, test_pairs=1)
+            run = trainer(folder, devices=2, strategy=strategy, max_epochs=2)
+            run.fit(module, datamodule=data)
+            assert run.global_step == 4
+            run.save_checkpoint(folder / f"{name}_{type(strategy).__name__}.ckpt")
+    assert any(isinstance(weight, DTensor) for weight in module.parameters())
+
+
 def stopped(folder: Path) -> None:
     """Each of two tasks: a training; another one, in which signals to the second task stop both, twice."""
     together = {"devices": 2, "strategy": "ddp", "plugins": [SLURMEnvironment()]}
@@ -99,7 +117,8 @@ def two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     program = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pathlib import Path\n"
     program += "import test_processes as here; here.torch.set_num_threads(1); folder = Path(sys.argv[1])\n"
-    program += "here.everything(folder, devices=2, strategy='ddp', limit_train_batches=2); here.stopped(folder)"
+    program += "here.everything(folder, devices=2, strategy='ddp', limit_train_batches=2)\n"
+    program += "here.split(folder); here.stopped(folder)"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -143,6 +162,36 @@ def test_two_processes_do_what_one_does(two, tmp_path, rows) -> None:
         assert files == sorted(path.name for path in (other / "fields").iterdir()) and len(files) == 2 * pairs
         for file in files:
             assert (one / "fields" / file).read_bytes() == (other / "fields" / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_weights_in_parts_are_trained_as_whole_ones_and_saved_whole(two) -> None:
+    for name in ("DIO", "VoxelMorph"):
+        whole, parts = (
+            read_checkpoint(two / f"{name}_{strategy}.ckpt")["state_dict"]
+            for strategy in ("DDPStrategy", "ModelParallelStrategy")
+        )
+        start = build(name).state_dict()
+        assert whole.keys() == parts.keys() == start.keys()
+        moved = {key for key in whole if not torch.equal(whole[key], start[key])}
+        assert len(moved) >= 6
+        for key in whole:
+            torch.testing.assert_close(parts[key], whole[key], rtol=1e-5, atol=1e-7)
+
+
+def test_what_cannot_be_split_is_refused(tmp_path) -> None:
+    deqreg = build("DEQReg")
+    deqreg._device_mesh = object()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"DEQReg differentiates its states one by one, .* use the strategy ddp"):
+        deqreg.configure_model()
+    with pytest.raises(ValueError, match="set save_distributed_checkpoint to false"):
+        expect_strategy(ModelParallelStrategy())
+    with pytest.raises(ValueError, match=r"experiments/trainer/fsdp\.yaml alone"):
+        expect_strategy(FSDPStrategy())
+    loose = build("VoxelMorph")
+    loose.scale = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="scale belongs to no layer"):
+        shard(loose, object())  # type: ignore[arg-type]
 
 
 def test_ddp_is_told_of_levels_that_open_late_alone(tmp_path) -> None:

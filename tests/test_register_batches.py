@@ -144,8 +144,14 @@ def test_two_processes_do_what_one_does(command, tmp_path) -> None:
     one, two = results(tmp_path / "one"), results(tmp_path / "two")
     for name, expected in one.items():
         assert two[name]["verdict"] == expected["verdict"] == "good"
-        for score in ("information", "overlap", "dice", "tre"):
-            assert float(two[name][score]) == pytest.approx(float(expected[score]), abs=1e-4)
+        assert {key for key in expected if two[name][key] != expected[key]} <= {"seconds"}
+    # reports and pictures have times in them
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert {path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*") if path.is_file()} == {*files}
+    alike = [name for name in files if name.suffix not in (".json", ".csv", ".png")]
+    assert len(alike) >= 2 * len(one)
+    for name in alike:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
     # what is done by one is done for two
     before = written(tmp_path / "one")
     command("register", "--csv", path, "--out", "one", *RIGID, "--quiet", "--jobs", "2")

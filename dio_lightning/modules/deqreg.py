@@ -80,6 +80,8 @@ class DEQReg(IterativeModule):
         ValueError: if a setting is out of its range, or the features have weights or other levels.
     """
 
+    splits = False
+
     def __init__(
         self,
         update: LearnedStep,

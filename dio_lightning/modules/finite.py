@@ -4,18 +4,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+
+from dio_lightning.modules.sharding import SplitWeights, total_norm
 
 SKIPPED = "dio_lightning_skipped_steps"
 """Key of a checkpoint under which the number of skipped steps lies."""
 
 
-class FiniteSteps(LightningModule):
+class FiniteSteps(SplitWeights):
     """Skips the optimizer steps whose loss or gradient is not finite, and refuses to save weights that are not.
 
     A skipped step leaves weights and optimizer as they were; all processes skip it together. It is counted, logged as
@@ -56,7 +56,7 @@ class FiniteSteps(LightningModule):
         """
         finite_loss, self._spoiled = not self._spoiled, False
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = get_total_norm(gradients) if gradients else torch.zeros((), device=self.device)
+        norm = total_norm(gradients) if gradients else torch.zeros((), device=self.device)
         if finite_loss and self._on_all(norm.isfinite()):
             self.skipped_in_a_row = 0
         else:
