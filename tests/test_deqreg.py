@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from data_modules import SyntheticPairs
+from dio_lightning.features import LocalContrast, UNet
 from dio_lightning.fields import compose, exponential, resize, warp
 from dio_lightning.implicit import Anderson, Broyden, ImplicitAdjoint, Never, PhantomAdjoint, Picard, Residual
 from dio_lightning.layers import Run
@@ -66,6 +67,43 @@ def test_picard_follows_equation_3() -> None:
         assert_close(model.register(data, run), u)
     assert len(states) == 5 and not bool(states[0].any())
     assert_close(states[-1], u)
+
+
+def test_a_descriptor_takes_the_place_of_the_images_and_is_warped_in_their_place() -> None:
+    features = LocalContrast([1])
+    model = DEQReg(LearnedStep(VxmUNet(6, 2)), objective(), features=features, max_steps=3, stop=Never())
+    nn.init.normal_(model.layer.update.network.head.weight, std=0.1)
+    data, u = pair(), torch.zeros(2, 2, *SIZE)
+    fixed, moving = features(data["fixed"])[0], features(data["moving"])[0]
+    with torch.no_grad():
+        for _ in range(3):
+            u = u + model.layer.update.network(torch.cat([u / 5, warp(moving, u), fixed], 1))
+        assert_close(model.register(data), u)
+    # the loss is that of the images: the terms at the state after a training solve of three steps and a phantom step
+    with torch.no_grad():
+        u = u + model.layer.update.network(torch.cat([u / 5, warp(moving, u), fixed], 1))
+    model.states = 1
+    assert_close(model.training_step(data, 0), model.objective(data, u)["loss"])
+
+
+@pytest.mark.parametrize("wrong", [LocalContrast([2, 1]), UNet(1, 2, [1], 2, [4, 4])])
+def test_a_descriptor_with_weights_or_of_other_levels_is_refused(wrong) -> None:
+    with pytest.raises(ValueError, match="expected a descriptor without weights"):
+        deqreg(features=wrong)
+
+
+def test_training_may_take_fewer_steps_than_a_test() -> None:
+    calls = []
+    network = VxmUNet(4, 2)
+    network.register_forward_hook(lambda *_: calls.append(1))
+    model = deqreg(network, max_steps=9, train_steps=4, states=1, replay=0.9, stop=Never())
+    model.training_step(pair(), 0)
+    assert len(calls) == 4 + 1  # a phantom step
+    calls.clear()
+    with torch.no_grad():
+        assert int(model.validation_step(pair(), 0)["steps"].min()) == 9 and len(calls) == 9
+    with pytest.raises(ValueError, match=r"train_steps 4, .*expected 1 <= states <= train_steps"):
+        deqreg(max_steps=9, train_steps=4, states=5)
 
 
 def test_composition_is_a_switch() -> None:

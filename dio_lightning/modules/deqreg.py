@@ -9,6 +9,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from dio_lightning.features import FeaturePyramid
 from dio_lightning.implicit import (
     Adjoint,
     Never,
@@ -67,12 +68,16 @@ class DEQReg(IterativeModule):
         late_adjoint: takes the adjoint's place after `warm_up`, say `ImplicitAdjoint`; an untrained network has g near
             0, where the exact implicit system is singular.
         warm_up: optimizer steps before `replay` and `late_adjoint` set in.
-        ramp: optimizer steps over which training goes from a quarter of `max_steps` to all of them: an untrained
+        ramp: optimizer steps over which training goes from a quarter of `train_steps` to all of them: an untrained
             network has no equilibrium worth the search.
         refine: see `RegistrationModule`.
+        features: a descriptor without weights, at level 1 alone, such as `LocalContrast`; the network sees it of both
+            images in their place. Not in the paper: the loss, local correlation, looks at local contrast too.
+        train_steps: steps of a training solve, `max_steps` by default. With `replay` a fraction of them is enough, as
+            solves go on from one update to the next.
 
     Raises:
-        ValueError: if a setting is out of its range.
+        ValueError: if a setting is out of its range, or the features have weights or other levels.
     """
 
     def __init__(
@@ -97,12 +102,20 @@ class DEQReg(IterativeModule):
         warm_up: int = 0,
         ramp: int = 0,
         refine: Refinement | None = None,
+        features: FeaturePyramid | None = None,
+        train_steps: int | None = None,
     ) -> None:
         super().__init__(objective, optimizer, scheduler, resolution, refine)
-        if not 1 <= states <= max_steps or not 0 < decay <= 1 or not 0 <= replay < 1:
+        trained = max_steps if train_steps is None else train_steps
+        if not 1 <= states <= trained or not 0 < decay <= 1 or not 0 <= replay < 1:
             raise ValueError(
-                f"states is {states}, max_steps {max_steps}, decay {decay} and replay {replay}, expected "
-                "1 <= states <= max_steps, a decay in (0, 1] and a replay in [0, 1)"
+                f"states is {states}, max_steps {max_steps}, train_steps {trained}, decay {decay} and replay {replay}, "
+                "expected 1 <= states <= train_steps, a decay in (0, 1] and a replay in [0, 1)"
+            )
+        if features is not None and (features.levels != (1,) or any(True for _ in features.parameters())):
+            raise ValueError(
+                f"features are {type(features).__name__} of levels {features.levels}, expected a descriptor without "
+                "weights whose levels are [1]"
             )
         if min(residual_weight, jacobian_weight, spectral_steps, warm_up, ramp) < 0 or spectral_steps == 1:
             raise ValueError(
@@ -113,6 +126,7 @@ class DEQReg(IterativeModule):
             [max_steps], update, solver, transformation, adjoint, stop, field_sigma=0.0, clamp_quantile=1.0
         )
         self.states, self.decay, self.replay = states, decay, replay
+        self.features, self.train_steps = features, train_steps
         self.residual_weight, self.jacobian_weight = residual_weight, jacobian_weight
         self.spectral_steps, self.late_adjoint, self.warm_up, self.ramp = spectral_steps, late_adjoint, warm_up, ramp
         self._last: tuple[Pair, Tensor] | None = None
@@ -124,8 +138,10 @@ class DEQReg(IterativeModule):
         return "DEQReg" if self.steps == 48 else f"DEQReg-{self.steps}"
 
     def pyramids(self, work: Pair, pair: Pair) -> Pyramids:
-        """The images, at one level."""
-        return Pyramids([work["fixed"]], [work["moving"]])
+        """The images, or what describes them, at one level."""
+        if self.features is None:
+            return Pyramids([work["fixed"]], [work["moving"]])
+        return Pyramids(self.features(work["fixed"]), self.features(work["moving"]))
 
     def training_step(self, pair: Pair, index: int) -> Tensor:
         """The weighted loss of all states; they are differentiated by the time it returns."""
@@ -181,7 +197,8 @@ class DEQReg(IterativeModule):
     def _losses(self, work: Pair, z: Tensor, states: list[tuple[Solution, dict[str, Tensor]]]) -> Iterator[Tensor]:
         """Weighted loss of each state; `states` takes the solutions and the terms, without graph."""
         assert self.objective is not None
-        problem, total = self.layer.problem(Level(work["fixed"], work["moving"], pair=work)), self._training_steps()
+        (fixed,), (moving,), _ = self.pyramids(work, work)
+        problem, total = self.layer.problem(Level(fixed, moving, pair=work)), self._training_steps()
         for j in range(1, self.states + 1):
             steps = total * j // self.states - total * (j - 1) // self.states
             solution = self.layer.solve(problem, z, steps, self._adjoint(), Never())
@@ -197,7 +214,7 @@ class DEQReg(IterativeModule):
     def _training_steps(self) -> int:
         """Steps of a training solve now."""
         done = min(1.0, self.global_step / self.ramp) if self.ramp else 1.0
-        return max(self.states, round(self.steps * (0.25 + 0.75 * done)))
+        return max(self.states, round((self.train_steps or self.steps) * (0.25 + 0.75 * done)))
 
     def _penalties(self, update: Update, z: Tensor) -> dict[str, Tensor]:
         """What is asked of f at the last state, and their weighted sum, "penalty"."""
