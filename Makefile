@@ -9,7 +9,7 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu bench-kills house clean
+.PHONY: help setup demo check test test-poisoned bench bench-data bench-gpu bench-kills docs dist house clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ setup: $(STAMP)  ## install into .venv (done once; again when pyproject.toml, se
 $(STAMP): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=python3.12 ...), this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -c constraints.txt -e ".[dev,docs]"
 	@touch $@
 
 demo: setup  ## train DIO on synthetic pairs, test it on unseen ones, beside the same solver on raw intensities
@@ -53,6 +53,13 @@ bench-gpu: setup  ## what the library does on a GPU: build/gpu.json; goes on whe
 
 bench-kills: setup  ## kills trainings, predictions and caches at random moments, and says what they leave
 	$(BIN)/python benchmarks/kills.py
+
+docs: setup  ## the site, strictly and without the network: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "wrote build/site/index.html"
+
+dist: setup  ## source archive and wheel into dist/; the wheel is installed into a fresh environment and run
+	$(BIN)/python tests/wheels.py
 
 house:  ## lines and files of every package, the longest file, circles of imports
 	@$(PYTHON) tests/house.py

@@ -26,6 +26,11 @@ VERSION_KEY, DIGEST_KEY = "dio_lightning_version", "dio_lightning_sha256"
 NO_ARCHIVE = "it was cut off, or is no checkpoint"
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that a training left in its folder."""
+    return sorted((folder / "checkpoints").glob("*.ckpt"))
+
+
 def damage(path: str | PathLike[str]) -> str | None:
     """What is wrong with a checkpoint's bytes, in a few words; None if they are as they were written.
 

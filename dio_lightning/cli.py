@@ -14,15 +14,19 @@ RUNS = ("fit", "validate", "test", "predict")
 """Commands that build an experiment."""
 COMMANDS = (
     *RUNS,
-    *("configs", "models", "export", "compare", "study", "features", "check"),
+    *("configs", "models", "export", "compare", "study", "features", "sweep", "rerun", "check"),
     *("register", "transform", "evaluate", "submit"),
 )
 ELSEWHERE = {
     "models": "models.command",
     "study": "studies.command",
     "features": "features_command",
+    "sweep": "sweeps.command",
+    "rerun": "rerun",
     "register": "registration.command",
     "transform": "transform_command",
+    "evaluate": "challenge.command",
+    "submit": "challenge.command",
 }
 """Commands whose function has their name, by the file that it is in."""
 INTERRUPTED = 130
@@ -43,6 +47,8 @@ USAGE = f"""dio-lightning {__version__}: deformable image registration by implic
   dio-lightning compare  NAME=FOLDER [NAME=FOLDER ...] --out TABLE.md
   dio-lightning study    NAME WEIGHTS [WEIGHTS ...] --out FOLDER
   dio-lightning features WEIGHTS --out FOLDER
+  dio-lightning sweep    FILE --trials N
+  dio-lightning rerun    FOLDER
   dio-lightning register FIXED MOVING --out FOLDER
   dio-lightning transform apply|invert|compose|convert --help
 
@@ -100,10 +106,6 @@ def _dispatch(argv: list[str]) -> None:
         if code := check(argv[1:]):
             raise SystemExit(code)
         return None
-    if argv[0] in ("evaluate", "submit"):
-        from dio_lightning.challenge import command
-
-        return command.evaluate(argv[1:]) if argv[0] == "evaluate" else command.submit(argv[1:])
     from dio_lightning.experiment import run
 
     run(argv)

@@ -3,8 +3,10 @@
 import importlib
 import importlib.util
 import logging
+import os
 import reprlib
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dio_lightning.arguments import ordered, short, without_leftovers
 from dio_lightning.callbacks.checkpoints import Best, Last
+from dio_lightning.callbacks.html_report import Report
 from dio_lightning.callbacks.loggers import LoggedResults, finish, stay_in
 from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
 from dio_lightning.callbacks.panels import Panels
@@ -132,8 +135,10 @@ class RegistrationCLI(FolderCLI):
             others += [Best(root / "checkpoints"), Last(root / "checkpoints")]
         if self.subcommand == "fit":
             others += [RandomStates(), ConfiguredOptimizers(), *([LearningRateMonitor()] if config["logger"] else [])]
+        if self.subcommand in ("fit", "test"):
+            others.append(Panels())
         if self.subcommand == "test":
-            others += [Panels(), LoggedResults()]
+            others += [Report(), LoggedResults()]
         if self.subcommand == "predict":
             others.append(FieldWriter())
         # last: what ends a command comes after everything that a batch leaves
@@ -219,6 +224,9 @@ def prepare() -> None:
     # installed: the library itself never depends on a data set.
     if importlib.util.find_spec("data_modules") is not None:
         importlib.import_module("data_modules")
+    # A config may name a class of a file in the working folder, as under `python -m`; last, so that it hides nothing.
+    if not {"", os.getcwd()} & {*sys.path}:
+        sys.path.append(os.getcwd())
 
 
 def run(args: list[str]) -> None:

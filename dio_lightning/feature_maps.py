@@ -81,10 +81,10 @@ def feature_maps(module: RegistrationModule, pair: Pair) -> Iterator[FeatureMaps
         u = regrid(u, spanning(size, u.shape[2:]), spanning(size, size))
         for level in pyramid(*module.pyramids(work, pair), size, work):
             factor = round(level.place.step[0])
-            there = regrid(u, spanning(size, size), level.place)
-            features = {"fixed": level.fixed, "moving": level.moving, "warped": warp(level.moving, there)}
+            on_level = regrid(u, spanning(size, size), level.place)
+            features = {"fixed": level.fixed, "moving": level.moving, "warped": warp(level.moving, on_level)}
             images = {side: average_pool(work[side], factor) for side in ("fixed", "moving")}
-            yield FeatureMaps(factor, {**images, "warped": warp(images["moving"], there)}, features)
+            yield FeatureMaps(factor, {**images, "warped": warp(images["moving"], on_level)}, features)
 
 
 def draw(maps: FeatureMaps, pair: Pair, axis: int = 1, channels: int = 8) -> "Figure":

@@ -6,7 +6,8 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dio_lightning.callbacks.writer import FieldWriter
-from dio_lightning.run_folders import NAMED, check_checkpoints, check_scores, checkpoints, claim, numbered, of_another
+from dio_lightning.checkpoint_files import checkpoints
+from dio_lightning.run_folders import NAMED, check_checkpoints, check_scores, claim, numbered, of_another
 
 
 class FolderCLI(LightningCLI):

@@ -12,6 +12,7 @@ from typing import TextIO
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from dio_lightning.arguments import CONFIG, content_of, short, split
+from dio_lightning.checkpoint_files import checkpoints
 from dio_lightning.scores.summary import digest
 
 RUNS = Path("runs")
@@ -138,8 +139,3 @@ def queued_again(folder: Path) -> bool:
     """Whether this is a job that SLURM has queued again, or one with the checkpoint of SLURM's signal in its folder."""
     again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     return SLURMEnvironment.detect() and (again or any(folder.glob("hpc_ckpt_*.ckpt")))
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that a training left in its folder."""
-    return sorted((folder / "checkpoints").glob("*.ckpt"))

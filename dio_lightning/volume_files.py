@@ -9,9 +9,21 @@ from numpy.typing import NDArray
 
 from dio_lightning.files import replacing
 from dio_lightning.headers import Header
+from dio_lightning.pair import Pair
 
 ALIGNED = 2
 """NIfTI's code of a form in the coordinates of another image, which is the fixed one."""
+
+
+def grid_affine(batch: Pair, sample: int) -> NDArray[np.float64]:
+    """Voxel to world (4, 4) of the fixed grid; without one, the spacing on the diagonal, or 1 mm."""
+    if "affine" in batch:
+        return batch["affine"][sample].double().cpu().numpy()
+    affine = np.eye(4)
+    if "spacing" in batch:
+        spacing = batch["spacing"][sample].double().cpu().numpy()
+        np.fill_diagonal(affine[: len(spacing), : len(spacing)], spacing)
+    return affine
 
 
 def save_volume(

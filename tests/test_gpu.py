@@ -20,7 +20,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 NAMED = {
     "implicit": {"Adjoint", "AdjointReport", "Advance", "Evaluation", "Observe", "Solution", "Solver", "StopRule"},
     "features": {"FeaturePyramid", "FeatureNetwork"},
-    "losses": {"Energy", "Term"},
+    "losses": {"Energy", "Regulariser", "Similarity", "Term"},
     "updates": {"UpdateRule"},
     "layers": {"Observer", "Problem", "Record", "Run"},
     "ops": {"Blocks", "WeightedCorrelation"},

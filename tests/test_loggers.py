@@ -3,16 +3,20 @@
 import json
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import wandb
 import yaml
-from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from matplotlib.image import imread
 
+from dio_lightning.callbacks import Panels
 from dio_lightning.callbacks.loggers import LoggedResults, stay_in
 from dio_lightning.run_folders import default_folder
 
@@ -51,10 +55,15 @@ def records(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The id, the config and the last value of every key, of an offline run."""
     from wandb.proto import wandb_internal_pb2
 
+    def parsed() -> list[Any]:
+        return [wandb_internal_pb2.Record.FromString(data) for data in entries(next(folder.glob("run-*.wandb")))]
+
+    # another process writes the file, and its last record a moment after the run has ended
+    late = time.monotonic() + 20
+    while not any(record.HasField("exit") for record in parsed()) and time.monotonic() < late:
+        time.sleep(0.1)
     name, config, history = "", {}, {}
-    for data in entries(next(folder.glob("run-*.wandb"))):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in parsed():
         name = record.run.run_id or name
         for update in (*record.config.update, *record.run.config.update):
             config[update.key or "/".join(update.nested_key)] = json.loads(update.value_json)
@@ -66,6 +75,10 @@ def records(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
 @pytest.mark.slow
 def test_a_wandb_run_has_everything_and_goes_on_when_the_training_does(alone, command, tmp_path) -> None:
     words = [*TINY, *WANDB, "--trainer.default_root_dir", "run"]
+    (tmp_path / "panels.yaml").write_text(
+        "trainer: {callbacks: [{class_path: dio_lightning.callbacks.Panels, init_args: {pairs: 1, every: 2}}]}"
+    )
+    words += ["--config", "panels.yaml"]
     command("fit", *words, "--trainer.max_epochs", "1")
     command("fit", *words, "--trainer.max_epochs", "2", "--ckpt_path", "last")
     command("test", *words, "--ckpt_path", "last")
@@ -77,12 +90,16 @@ def test_a_wandb_run_has_everything_and_goes_on_when_the_training_does(alone, co
         assert config["model"] == saved["model"] and config["data"]["init_args"]["train_pairs"] == 4
     assert {"val/dice", "val/loss", "epoch"} <= first[2].keys() and second[2]["epoch"] == 1
     assert test[2]["test/dice"] > 0 and (test[2]["test/pairs/nrows"], test[2]["test/panels/count"]) == (3, 1)
+    # the first validation of each of the two trainings was drawn
+    for folder, (_, _, history) in zip(folders[:2], (first, second), strict=True):
+        picture = imread(folder / "files" / history["val/panels/filenames"][0])
+        assert picture.shape[1] > picture.shape[0] > 200 and picture.std() > 0.05
     files = folders[2] / "files"
     content = json.loads((files / test[2]["test/pairs/path"]).read_text())
     assert content["columns"][:3] == ["fixed_id", "moving_id", "dice"] and isinstance(content["data"][0][2], float)
     assert (files / test[2]["test/panels/filenames"][0]).stat().st_size > 1000
     assert (tmp_path / "run/logs/version_0/metrics.csv").is_file()
-    assert {path.name for path in tmp_path.iterdir()} <= {"run", "home"}, "nothing outside"
+    assert {path.name for path in tmp_path.iterdir()} <= {"run", "home", "panels.yaml"}, "nothing outside"
 
 
 def test_without_an_account_a_live_run_is_one_sentence(alone, command, capsys, tmp_path) -> None:
@@ -137,3 +154,27 @@ def test_mlflow_gets_the_files(tmp_path, monkeypatch) -> None:
     trainer = SimpleNamespace(is_global_zero=True, callbacks=[], loggers=[logger], default_root_dir=tmp_path)
     LoggedResults().on_test_end(trainer, None)  # type: ignore[arg-type]
     assert asked == [("r1", "metrics.csv")]
+
+
+def test_a_training_shows_every_kth_validation_to_all_that_take_pictures(tmp_path, monkeypatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    named: list[str] = []
+    mlflow, board = object.__new__(MLFlowLogger), TensorBoardLogger(tmp_path, name="", version="")
+    client = SimpleNamespace(log_figure=lambda run, figure, path: named.append(path))
+    monkeypatch.setattr(MLFlowLogger, "experiment", client)
+    monkeypatch.setattr(MLFlowLogger, "run_id", "r1")
+    fixed = torch.rand(1, 1, 12, 10)
+    pair, outputs = {"fixed": fixed, "moving": fixed}, {"displacement": torch.zeros(1, 2, 12, 10)}
+    state = SimpleNamespace(fn="fit")
+    about = dict(is_global_zero=True, fast_dev_run=False, current_epoch=0, loggers=[CSVLogger(tmp_path), mlflow, board])
+    panels = Panels(every=2)
+    for step, sanity in ((0, True), (10, False), (20, False), (30, False)):
+        trainer = SimpleNamespace(state=state, sanity_checking=sanity, global_step=step, **about)
+        for batch in (0, 1):
+            panels.on_validation_batch_end(trainer, None, outputs, pair, batch)  # type: ignore[arg-type]
+    assert named == ["val/panels/00000010.png", "val/panels/00000030.png"]
+    board.experiment.flush()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Images("val/panels")] == [10, 30]

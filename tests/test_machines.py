@@ -44,25 +44,6 @@ def test_the_wandb_file_is_accepted_and_needs_no_account(monkeypatch):
     assert config.trainer.logger.init_args.offline is True
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments/sweeps").glob("*.yaml")), ids=lambda f: f.stem)
-def test_a_sweep_writes_a_command_line_that_is_understood(file, monkeypatch):
-    sweep = yaml.safe_load(file.read_text())
-    assert sweep["command"][-1] == "${args}" and sweep["command"][:4] == [
-        "${env}",
-        "${interpreter}",
-        "-m",
-        "dio_lightning",
-    ]
-    chosen = {
-        key: spec.get("value", spec.get("values", [spec.get("min")])) for key, spec in sweep["parameters"].items()
-    }
-    chosen = {key: value[0] if isinstance(value, list) else value for key, value in chosen.items()}
-    monkeypatch.chdir(ROOT)
-    config = parsed(monkeypatch, [*sweep["command"][4:-1], *(f"--{key}={value}" for key, value in chosen.items())])
-    for key, value in chosen.items():
-        assert config[key] == value
-
-
 @pytest.mark.parametrize(
     ("more", "folder", "seed"),
     [({}, "runs/slurm/77", None), ({"ARRAY_JOB_ID": "70", "ARRAY_TASK_ID": "3"}, "runs/slurm/70_3", "3")],

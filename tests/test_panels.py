@@ -9,9 +9,11 @@ import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from dio_lightning.callbacks import Panels
-from dio_lightning.callbacks.drawing import draw
-from dio_lightning.callbacks.panels import cut
 from dio_lightning.fields import gaussian_smooth
+from dio_lightning.pictures import Upright, cut, draw
+from dio_lightning.pictures.overlays import checkerboard, grid_lines, outlines
+from dio_lightning.scores.pairs import score_pair
+from dio_lightning.scores.registered import ScoreOptions
 
 SIZE = (12, 15, 18)
 SPACING = (1.0, 2.0, 3.0)
@@ -102,7 +104,60 @@ def test_panels_are_written_for_the_first_pairs_only(tmp_path):
     assert picture.shape[1] > 1000 and picture.std() > 0.05
 
 
-@pytest.mark.parametrize("arguments", [{"pairs": -1}, {"axis": 3}])
+def test_both_differences_have_one_scale_and_panels_the_shape_of_the_body():
+    batch, u = ras_batch()
+    figure = draw(cut(batch, u, 0, 1), "pair")
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    before, after = (axes[name].images[0] for name in ("moving − fixed, before", "warped − fixed, after"))
+    assert before.get_clim() == after.get_clim() and before.cmap.name == after.cmap.name
+    for axis in (axes["fixed"], axes["grid, displacement (mm)"]):
+        # a voxel is as high by its width as it is in the body
+        axis.apply_aspect()
+        box = axis.transData.transform([[0, 0], [1, 1]])
+        assert np.divide(*(box[1] - box[0])[::-1]) == pytest.approx(SPACING[2] / SPACING[0], rel=0.02)
+
+
+def test_a_checkerboard_has_tiles_of_both_images():
+    batch, u = ras_batch()
+    plane = cut({**batch, "fixed": torch.zeros(1, 1, *SIZE), "moving": torch.ones(1, 1, *SIZE)}, 0 * u, 0, 1)
+    plane.images["moving"][0, 0] = 0
+    board = checkerboard(plane)
+    edge = SIZE[2] * SPACING[2] / 8
+    tiles = [(np.arange(n) * s // edge).astype(int) for n, s in ((SIZE[0], SPACING[0]), (SIZE[2], SPACING[2]))]
+    np.testing.assert_array_equal(board, (tiles[0][:, None] + tiles[1]) % 2)
+
+
+def test_outlines_run_around_labels_and_stay_on_the_warped_ones():
+    batch, _ = ras_batch()
+    u = torch.zeros(1, 3, *SIZE)
+    u[:, 0] = 2.0  # voxels to the right, so that the warped label lies 2 to the left of the moving one
+    plane = cut({**batch, "moving_label": batch["fixed_label"]}, u, 0, 1)
+    for name, shift in (("fixed", 0), ("moving", 0), ("warped", -2)):
+        (line,) = outlines(plane, name)
+        box = [*line.min(0), *line.max(0)]
+        # the label has voxels 2 to 5 and 10 to 15 of this plane: its edge is halfway to the next ones
+        assert box == pytest.approx([1.5 + shift, 9.5, 5.5 + shift, 15.5]), name
+    # and all grid lines lie 2 to the right of where they would be at rest
+    still = grid_lines(cut(batch, 0 * u, 0, 1))
+    assert all(np.allclose(a - b, [2, 0]) for a, b in zip(grid_lines(plane), still, strict=True)) and len(still) > 15
+
+
+def test_without_labels_what_is_bright_is_outlined():
+    image = torch.zeros(1, 1, 20, 20)
+    image[..., 5:15, 8:12] = 1.0
+    plane = cut({"fixed": image, "moving": image}, torch.zeros(1, 2, 20, 20), 0, 1)
+    (line,) = outlines(plane, "fixed")
+    assert [*line.min(0), *line.max(0)] == pytest.approx([4.5, 7.5, 14.5, 11.5], abs=0.1)
+
+
+def test_dice_of_a_picture_is_the_score_of_its_pair():
+    batch, u = ras_batch()
+    batch = {**batch, "moving_label": batch["fixed_label"].roll(1, 2)}
+    row, _ = score_pair(u, batch, ScoreOptions(surface=False))
+    assert Upright.of(batch, u).dice == (pytest.approx(row["dice_identity"]), pytest.approx(row["dice"]))
+
+
+@pytest.mark.parametrize("arguments", [{"pairs": -1}, {"axis": 3}, {"every": -1}])
 def test_wrong_settings_are_refused(arguments):
     with pytest.raises(ValueError, match="Panels"):
         Panels(**arguments)

@@ -1,13 +1,10 @@
 """Configs by name, in a clone and from an installed wheel."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import wheels
 import yaml
 
 from dio_lightning.models import model_paths
@@ -16,7 +13,6 @@ from dio_lightning.shipped_configs import about, shipped_configs, with_shipped
 
 ROOT = Path(__file__).parents[1]
 DEMO = str(ROOT / "experiments/dio/demo.yaml")
-TREE = ("dio_lightning", "data_modules", "experiments", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 @pytest.fixture
@@ -81,54 +77,36 @@ def test_a_run_of_a_named_config_goes_where_that_of_its_file_goes(elsewhere):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder into which the wheel of this tree is installed, and an empty one beside it."""
+    """The commands of an environment with the wheel of this tree, as `make dist` builds and installs it."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
-    for name in TREE:
-        path = ROOT / name
-        unbuilt = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(path, source / name, ignore=unbuilt) if path.is_dir() else shutil.copy(path, source)
-    # without the index: what the build needs is setuptools, which is here
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    offline = ["--no-deps", "--no-index"]
-    subprocess.run([*pip, "wheel", ".", *offline, "--no-build-isolation", "-w", "../built"], cwd=source, check=True)
-    (wheel,) = (folder / "built").glob("*.whl")
-    subprocess.run([*pip, "install", *offline, "--target", str(folder / "target"), str(wheel)], check=True)
-    shutil.rmtree(source)
-    (folder / "empty").mkdir()
-    return folder
-
-
-def python(installed: Path, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(installed / "target")}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=installed / "empty", env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    _, wheel = wheels.build(folder / "dist")
+    return wheels.install(wheel, folder / "fresh")
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_trains_a_shipped_config_in_an_empty_folder(installed):
-    where = python(installed, "-c", "import dio_lightning; print(dio_lightning.__file__)")
-    assert Path(where.strip()).is_relative_to(installed / "target")
-    names = [line.split()[0] for line in python(installed, "-m", "dio_lightning", "configs").splitlines()]
+def test_an_installed_wheel_trains_a_shipped_config_in_an_empty_folder(installed, tmp_path):
+    command = str(installed / "dio-lightning")
+    names = [line.split()[0] for line in wheels.run([command, "configs"], tmp_path).splitlines()]
     assert names == list(shipped_configs())
-    assert [*json.loads(python(installed, "-m", "dio_lightning", "models", "--json"))] == [*model_paths()]
-    quick = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"]
-    shown = python(installed, "-m", "dio_lightning", "fit", "--config", "dio/demo", *quick)
+    assert [*json.loads(wheels.run([command, "models", "--json"], tmp_path))] == [*model_paths()]
+    quick = "--trainer.fast_dev_run true --trainer.accelerator cpu --data.size [32,32] --model.layer.iterations [1,1,1]"
+    # kernels compiled anew for this environment took most of the suite's slowest test; interpreted, they are the same
+    shown = wheels.run([command, "fit", "--config", "dio/demo", *quick.split()], tmp_path, NUMBA_DISABLE_JIT="1")
     assert "train_loss" in shown
-    assert not list((installed / "empty").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_wheel_holds_the_configs_and_neither_weights_nor_results(installed):
-    shipped = installed / "target/dio_lightning/experiments"
+    (package,) = installed.parent.glob("lib/python*/site-packages/dio_lightning")
+    said = wheels.run([str(installed / "python"), "-c", "import dio_lightning as d; print(d.__file__)"], installed)
+    assert Path(said.strip()) == package / "__init__.py", "not this tree"
+    shipped = package / "experiments"
     files = [path for path in shipped.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".yaml"} and not list(shipped.glob("*/*/*"))
     assert {str(path.relative_to(shipped)) for path in files} == {
         str(path.relative_to(ROOT / "experiments")) for path in ROOT.glob("experiments/*/*.yaml")
     }
-    assert (installed / "target/data_modules/sources/synthetic.py").is_file()
-    assert not (installed / "target/experiments").exists() and not (installed / "target/tests").exists()
+    site = package.parent
+    assert (site / "data_modules/sources/synthetic.py").is_file()
+    assert not (site / "experiments").exists() and not (site / "tests").exists()

@@ -1,6 +1,7 @@
 """Lightning callbacks: scores, pictures and files."""
 
 from dio_lightning.callbacks.checkpoints import Best, Last
+from dio_lightning.callbacks.html_report import Report
 from dio_lightning.callbacks.panels import Panels
 from dio_lightning.callbacks.random_states import RandomStates
 from dio_lightning.callbacks.scores import RegistrationScores
@@ -15,6 +16,7 @@ __all__ = [
     "Panels",
     "RandomStates",
     "RegistrationScores",
+    "Report",
     "StopAtSignal",
     "replacing",
     "write_atomic",

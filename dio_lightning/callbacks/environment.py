@@ -19,11 +19,12 @@ HERE = Path(__file__).parent
 
 
 def environment() -> dict[str, Any]:
-    """Command, time, host, devices, versions and, in a clone, the commit; plain data."""
+    """Command and where it was typed, time, host, devices, versions and, in a clone, the commit; plain data."""
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     named = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "directory": os.getcwd(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
         "system": platform.platform(),

@@ -37,7 +37,8 @@ class RegistrationScores(Callback):
     what is done once, such as compiling kernels, is done before the clock starts (`callbacks/warming.py`).
     `peak_mb` is in MiB: on CUDA the most memory allocated during the step, else the peak resident memory of the process
     so far. `hd95` and `hd` are means over the structures found, `hd_missed` counts those that the warp lost.
-    Solver reports (steps, converged, residual) go to the files alone: modules log them.
+    Solver reports (steps, converged, residual) go to the files alone: modules log them. `results` are the pairs of a
+    test when it has ended, of all processes.
     """
 
     config_text: str | None = None
@@ -82,6 +83,7 @@ class RegistrationScores(Callback):
         self.val_options = ScoreOptions(dice, surface and surface_in_validation, 1, unit_spacing, masked, min_voxels)
         self.print_table = print_table
         self._scored: list[Scored] = []
+        self.results: list[Scored] = []
         self._start, self._warm = 0.0, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -94,7 +96,7 @@ class RegistrationScores(Callback):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the pairs of the run before."""
-        self._scored, self._warm = [], False
+        self._scored, self.results, self._warm = [], [], False
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Pair, batch_idx: int, dataloader_idx: int = 0
@@ -144,17 +146,21 @@ class RegistrationScores(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means, write the files and print the table."""
-        scored = gather(self._scored)
+        self.results = scored = gather(self._scored)
         rows = [pair.row for pair in scored]
         _log(pl_module, "test", rows)
         if not trainer.is_global_zero or not rows:
             return
-        about = About(self._config(pl_module), self._method(pl_module), self.test_options.units)
+        about = self.about(pl_module)
         if not getattr(trainer, "fast_dev_run", False):
             names = getattr(getattr(trainer, "datamodule", None), "label_names", None) or {}
             write_run(Path(trainer.default_root_dir), scored, names, about)
         if self.print_table:
             Console().print(terminal_table(rows, about).rich())
+
+    def about(self, pl_module: LightningModule) -> About:
+        """What files say of a test beside its scores."""
+        return About(self._config(pl_module), self._method(pl_module), self.test_options.units)
 
     def _score(
         self, loaders: object, outputs: object, batch: Pair, loader: int, options: ScoreOptions, cost: Row

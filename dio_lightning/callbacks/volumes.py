@@ -11,23 +11,12 @@ from torch import Tensor
 from dio_lightning.fields import warp
 from dio_lightning.fields.worlds import transport
 from dio_lightning.headers import Header, Unreadable, read_header
-from dio_lightning.pair import Pair
 from dio_lightning.volume_files import as_stored
+from dio_lightning.volume_files import grid_affine as grid_affine
 from dio_lightning.volume_files import save_volume as save_volume
 
 ALIKE = 0.01
 """Voxels by which the grids of a pair may differ and still be one, as in the data modules."""
-
-
-def grid_affine(batch: Pair, sample: int) -> NDArray[np.float64]:
-    """Voxel to world (4, 4) of the fixed grid; without one, the spacing on the diagonal, or 1 mm."""
-    if "affine" in batch:
-        return batch["affine"][sample].double().cpu().numpy()
-    affine = np.eye(4)
-    if "spacing" in batch:
-        spacing = batch["spacing"][sample].double().cpu().numpy()
-        np.fill_diagonal(affine[: len(spacing), : len(spacing)], spacing)
-    return affine
 
 
 def as_volume(image: Tensor) -> NDArray[np.float32]:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
+import torch
 from torch import Tensor
 
 Update = Callable[[Tensor], Tensor]
@@ -42,3 +44,10 @@ class Solution:
     """One more step of the solver, its state frozen at the solution; differentiable; None means the plain update."""
     backward: AdjointReport = field(default_factory=AdjointReport)
     """Filled by the backward pass of `ImplicitAdjoint`."""
+
+    @classmethod
+    def of_one_step(cls, value: Tensor) -> Self:
+        """What one evaluation gave, (b, ...), with no solve behind it: its residual says nothing and is infinite."""
+        once = torch.ones(len(value), dtype=torch.int64, device=value.device)
+        off = torch.zeros_like(once, dtype=torch.bool)
+        return cls(value, torch.full_like(once, torch.inf, dtype=value.dtype), once, off, off)

@@ -12,11 +12,12 @@ from dio_lightning.losses.regularity import (
     Diffusion,
     Folding,
     JacobianPenalty,
+    Regulariser,
     TotalVariation,
     diffusion,
     folding,
 )
-from dio_lightning.losses.similarity import LNCC, SSD
+from dio_lightning.losses.similarity import LNCC, SSD, Similarity
 from dio_lightning.losses.term import Energy, Term, slope_of
 
 __all__ = [
@@ -36,6 +37,8 @@ __all__ = [
     "Landmarks",
     "MutualInformation",
     "Objective",
+    "Regulariser",
+    "Similarity",
     "Term",
     "TotalVariation",
     "at_size",

@@ -66,6 +66,4 @@ class VoxelMorph(RegistrationModule):
             u = resize(StationaryVelocity(7).displacement(resize(u, half), half), u.shape[2:])
         if run.observe is not None:
             run.observe(Record(0, 1, u.detach(), None, lambda z: z))
-        once = torch.ones(len(u), dtype=torch.int64, device=u.device)
-        off = torch.zeros_like(once, dtype=torch.bool)
-        return [Solution(u, torch.full_like(once, torch.inf, dtype=u.dtype), once, off, off)]
+        return [Solution.of_one_step(u)]

@@ -15,6 +15,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from dio_lightning.allocation import keep_freed_memory
 from dio_lightning.errors import debugging, fail, user_message
 from dio_lightning.files import write_atomic
 from dio_lightning.registration.command import FAILED, arguments_of
@@ -216,6 +217,7 @@ def _begin(options: argparse.Namespace) -> None:
     """Make a process ready."""
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the first one ends the others
     signal.signal(signal.SIGTERM, end)

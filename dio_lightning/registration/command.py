@@ -9,6 +9,7 @@ from shlex import quote
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
+from dio_lightning.allocation import keep_freed_memory
 from dio_lightning.errors import fail
 from dio_lightning.models import weights_path
 from dio_lightning.registration.interrupts import ending_at_sigterm
@@ -105,6 +106,7 @@ def register(argv: Sequence[str]) -> None:
     options = parser().parse_args(argv)
     _check_options(options)
     options.command = " ".join(["dio-lightning register", *map(quote, argv)])
+    keep_freed_memory()
     with ending_at_sigterm():
         if options.csv is not None:
             from dio_lightning.registration.batch import batch

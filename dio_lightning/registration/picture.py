@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dio_lightning.callbacks import drawing
-from dio_lightning.callbacks.panels import cut
 from dio_lightning.pair import Pair
+from dio_lightning.pictures import cut
+from dio_lightning.pictures import draw as drawn
 from dio_lightning.registration.grids import seen_at
 from dio_lightning.registration.scan import Scan
 from dio_lightning.transforms import Transform
@@ -19,5 +19,5 @@ def draw(path: Path, fixed: Scan, moving: Scan, transform: Transform) -> None:
     affine = torch.from_numpy(fixed.grid.affine)[None]
     u = transform.on_grid(fixed.grid.size, fixed.grid.affine).float()
     pair = Pair(fixed=fixed.normalised, moving=image, affine=affine)
-    figure = drawing.draw(cut(pair, u, 0, 1), f"{Path(moving.name).name} onto {Path(fixed.name).name}")
+    figure = drawn(cut(pair, u, 0, 1), f"{Path(moving.name).name} onto {Path(fixed.name).name}")
     figure.savefig(path, dpi=110)
