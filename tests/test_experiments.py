@@ -30,7 +30,7 @@ TINY = ROOT / "tests/conf/tiny.yaml"
 CLASSICAL = [file for file in ROOT.glob("experiments/classical/*.yaml") if "elastix" not in file.stem]
 EXPERIMENTS = sorted([*ROOT.glob("experiments/dio/*.yaml"), *CLASSICAL])
 NO_METHODS = ("data", "contrast", "slices")
-LABS = ("lab", "brains", "shift")
+LABS = ("lab", "updates", "brains", "shift")
 METHODS = sorted(f for lab in LABS for f in ROOT.glob(f"experiments/{lab}/*.yaml") if f.stem not in NO_METHODS)
 # dotted path below `model`: short, and as a config file nests it
 FORMS = {"short": "layer.{}", "long": "init_args.layer.init_args.{}"}
@@ -118,7 +118,7 @@ def test_a_method_builds_beside_the_data_that_all_share_and_takes_its_grid(file,
     assert type(cli.model).__name__ == yaml.safe_load(file.read_text())["model"]["class_path"].rsplit(".", 1)[1]
     assert cli.model.configure_optimizers()
     assert_saved(cli.model)
-    weights, d = cli.model.objective.weights, 2 if file.parent.name == "lab" else 3
+    weights, d = cli.model.objective.weights, 2 if file.parent.name in ("lab", "updates") else 3
     assert (weights["image"], weights["regularity"], cli.model.objective.image.window) == (1.0, 0.25, 5)
     assert (cli.datamodule.steps_per_epoch > 0) and (cli.datamodule.batch_size == (4 if d == 2 else 1))
     size = (12, 16, 10)[:d]
