@@ -135,7 +135,7 @@ class ProgressLines(Callback):
             self._say(trainer, f"{text} {_words(trainer) if trainer.training else ''}".rstrip())
 
     def _say(self, trainer: Trainer, line: str) -> None:
-        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+        if not trainer.is_global_zero:
             return
         line = line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
         bar = trainer.progress_bar_callback
