@@ -78,12 +78,15 @@ def main(args: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 if a promise does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small size, to test the benchmark itself")
+    parser.add_argument("--operators", action="store_true", help="only the rows of benchmarks/operators.py")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"), help="default: %(default)s")
     parser.add_argument("--cpu-time", action="store_true", help="of all threads, instead of wall time (a busy machine)")
     arguments = parser.parse_args(args)
     console, rows = Console(), []
     console.print(machine())
-    for row in measure(arguments.quick, process_time if arguments.cpu_time else perf_counter):
+    clock = process_time if arguments.cpu_time else perf_counter
+    alone = operators.rows((80, 96, 112), Stopwatch(3, clock))
+    for row in alone if arguments.operators else measure(arguments.quick, clock):
         print(f"  {row.name}", file=sys.stderr)
         rows.append(row)
     table = Table("what")
