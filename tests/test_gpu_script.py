@@ -1,7 +1,6 @@
 """The script for GPUs runs here, small and on the CPU: what it finds is kept, and a run that is cut off goes on."""
 
 import json
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SCRIPT = [sys.executable, str(BENCHMARKS / "gpu.py")]
 
 
 @pytest.fixture
@@ -29,9 +27,8 @@ def test_every_section_runs_small_and_on_the_cpu(tmp_path, script, capsys) -> No
     out = tmp_path / "deep" / "gpu.json"
     items = ["versions", "methods/lab/dio", "methods/lab/voxelmorph", "memory/*", "speed/dio at *", "speed/deqreg at *"]
     options = ["--out", str(out), "--items", *items]
-    command = [*SCRIPT, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_without_gpu())
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert script[0].main(options) == 0
+    assert ": done before" not in capsys.readouterr().out
     assert [file.name for file in out.parent.iterdir()] == ["gpu.json"]
     record = json.loads(out.read_text())
     assert record["device"] == "CPU, small" and len(record["sources"]) == 12
@@ -49,17 +46,29 @@ def test_every_section_runs_small_and_on_the_cpu(tmp_path, script, capsys) -> No
     assert json.loads(out.read_text()) == record
 
 
-def test_tests_are_run_and_those_that_passed_are_not_run_again(tmp_path, script) -> None:
+def test_tests_are_run(tmp_path, script) -> None:
     _, gpu_checks, gpu_record = script
     record = gpu_record.Record.open(tmp_path / "gpu.json", "CPU, small")
     progress = gpu_record.Progress(record, "tests", float("inf"))
     few = ["-m", "not gpu", "-k", "fields.compose and double_precision"]
     found = gpu_checks._pytest(few, progress)
     assert found["ok"] and found["passed"] == 2 and set(found["outcomes"].values()) == {"PASSED"}
-    # one of two as if the run had been cut off: the other outcome is believed, not found again
-    first, last = found["outcomes"]
+
+
+def test_tests_that_passed_before_a_run_was_cut_off_are_not_run_again(tmp_path, script, monkeypatch) -> None:
+    """Of two tests that import nothing."""
+    _, gpu_checks, gpu_record = script
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_gpu_two.py").write_text(
+        "def test_first():\n    open('first', 'w')\n\n\ndef test_last():\n    open('last', 'w')\n"
+    )
+    monkeypatch.setattr(gpu_checks, "ROOT", tmp_path)
+    record = gpu_record.Record.open(tmp_path / "gpu.json", "CPU, small")
+    progress = gpu_record.Progress(record, "tests", float("inf"))
+    first, last = (f"tests/test_gpu_two.py::test_{name}" for name in ("first", "last"))
     progress.save({"outcomes": {first: "PASSED", last: "FAILED"}})
-    assert gpu_checks._pytest(few, progress)["outcomes"] == {first: "PASSED", last: "PASSED"}
+    assert gpu_checks._pytest([], progress)["outcomes"] == {first: "PASSED", last: "PASSED"}
+    assert [(tmp_path / name).exists() for name in ("first", "last")] == [False, True]
 
 
 def test_a_run_that_is_cut_off_goes_on_and_what_failed_does_not_stop_it(tmp_path, script, capsys) -> None:
@@ -130,9 +139,3 @@ def test_wheels_are_unpacked_once_and_found(tmp_path, script, monkeypatch) -> No
     assert lacking.VALUE == 3
     monkeypatch.setattr(gpu.subprocess, "run", lambda *args, **options: pytest.fail("unpacked again"))
     gpu.install(tmp_path, tmp_path / "site")
-
-
-def _without_gpu() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

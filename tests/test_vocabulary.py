@@ -188,12 +188,14 @@ def test_a_new_score_is_one_function_and_one_entry(tmp_path) -> None:
     house.add("dio_lightning/scores/measures.py", DUMMY)
     house.insert("dio_lightning/scores/vocabulary.py", ")\n# fmt: on", ENTRY)
     assert len(house.touched) == 2
-    house.run("test", "--config", TINY, "--trainer.logger", "false", "--trainer.default_root_dir", "run")
+    shown = house.run_all(
+        ["test", "--config", TINY, "--trainer.logger", "false", "--trainer.default_root_dir", "run"],
+        ["compare", "mine=run", "--out", "table.md"],
+    )[1].splitlines()
     with open(tmp_path / "run/metrics.csv", encoding="utf-8") as file:
         values = [float(row["largest"]) for row in csv.DictReader(file)]
     assert len(values) == 3 and min(values) > 0
     mean = json.loads((tmp_path / "run/summary.json").read_text())["largest"]["mean"]
     assert mean == pytest.approx(sum(values) / 3)
-    shown = house.run("compare", "mine=run", "--out", "table.md").splitlines()
     heading, _, row = (line.strip("| ").split(" | ") for line in shown[:3])
     assert row[heading.index("largest (voxels)")].startswith(f"{mean:.1f} ± ")

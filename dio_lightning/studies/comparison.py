@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dio_lightning.files import expect_free
-from dio_lightning.reports.comparison import write_comparison
 from dio_lightning.scores import Score
 from dio_lightning.scores.comparing import Comparisons, Entry, compare_methods, p_values_csv, table_csv
 from dio_lightning.scores.runs import read_methods
@@ -44,6 +43,9 @@ def compare(
     expect_free([*paths, out.with_suffix(".html")], overwrite)
     result = compare_methods(read_methods(runs), metrics, reference, alpha)
     shown = table(result)
+    # the page takes seconds to import: mistakes in the options come before it
+    from dio_lightning.reports.comparison import write_comparison
+
     contents = [shown.markdown(), shown.latex(out.stem), table_csv(result), p_values_csv(result)]
     write_comparison(dict(zip(paths, contents, strict=True)), out.with_suffix(".html"), result, shown)
     return contents[0]
