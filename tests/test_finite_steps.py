@@ -1,8 +1,5 @@
 """A9: a loss or gradient that is not finite reaches no weight, of any method; weights that are not reach no file."""
 
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -225,54 +222,3 @@ def test_the_command_ends_with_one_sentence_or_finite_weights(lr, command, capsy
     for path in tmp_path.glob("run/checkpoints/*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]
         assert all(bool(value.isfinite().all()) for value in weights.values())
-
-
-CASES = [
-    (name, strategy, fault, accumulate)
-    for name, strategy in (("DIO", "ddp_find_unused_parameters_true"), ("VoxelMorph", "ddp"), ("DEQReg", "ddp"))
-    for fault in ("loss", "gradient")
-    for accumulate in (1, 2)
-]
-SCRIPT = """
-import os, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from test_finite_steps import CASES, Spoil, broken
-from trainings import batch, build, loader, trainer
-
-class OnOne(Spoil):
-    def on_after_backward(self, trainer, pl_module):
-        if trainer.global_rank == 1:
-            super().on_after_backward(trainer, pl_module)
-
-folder = Path(sys.argv[1])
-for name, strategy, fault, accumulate in CASES:
-    module = build(name)
-    spoil = OnOne((2, 3) if fault == "gradient" else (), torch.inf)
-    settings = dict(devices=2, strategy=strategy, accumulate_grad_batches=accumulate, use_distributed_sampler=False)
-    run = trainer(folder, spoil, **settings)
-    bad = broken(torch.nan) if fault == "loss" and os.environ.get("LOCAL_RANK") == "1" else batch(7)
-    run.fit(module, loader([batch(0), batch(1), bad, bad, batch(4), batch(5)]))
-    found = [module.skipped_steps, dict(module.state_dict())]
-    torch.save(found, folder / f"{{name}}_{{fault}}_{{accumulate}}_{{run.global_rank}}.pt")
-"""
-
-
-@pytest.mark.slow
-def test_what_one_process_finds_all_skip_together(tmp_path) -> None:
-    """Two processes: the second alone has the bad batch or gradient; nobody waits, and both end with equal weights."""
-    script = tmp_path / "two.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests")))
-    ended = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=500,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    for name, _, fault, accumulate in CASES:
-        files = [tmp_path / f"{name}_{fault}_{accumulate}_{rank}.pt" for rank in (0, 1)]
-        (skipped, weights), (skipped_too, weights_too) = map(torch.load, files)
-        assert skipped == skipped_too == 2 // accumulate and same(weights, weights_too), files[0]
-        for key, value in expected(name, (0, 1, 4, 5), accumulate_grad_batches=accumulate)[0].items():
-            torch.testing.assert_close(weights[key], value)

@@ -6,14 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from data_modules import PairsCSV, SyntheticPairs
-from dio_lightning.callbacks import FieldWriter, Panels
-from dio_lightning.features import Intensity
+from dio_lightning.callbacks import Panels
 from dio_lightning.fields.names import find_all, find_field, full_name, own_names, possible_names
-from dio_lightning.layers import OptimizerLayer
-from dio_lightning.modules import DIO
 from dio_lightning.modules.base import RegistrationModule
 
 ONE, TWO = ("sub01_0000", "sub01_0001"), ("sub02_0000", "sub02_0001")
@@ -172,17 +168,3 @@ def test_panels_of_colliding_pairs_do_not_replace_one_another(tmp_path):
             trainer, None, {"displacement": torch.zeros(1, 2, 8, 9)}, {**batch, "moving_id": [moving]}, 0
         )
     assert sorted(path.stem for path in (tmp_path / "panels").iterdir()) == ["0000_0001", "sub02_0000_sub02_0001"]
-
-
-@pytest.mark.slow
-def test_two_processes_choose_the_names_of_one(tmp_path):
-    """B6: each process saw one of two colliding pairs, and both wrote 0000_0001."""
-    data = PairsCSV(str(subjects(tmp_path)), common_grid=True)
-    data.setup("predict")
-    module = DIO(Intensity((1,)), OptimizerLayer(iterations=[1]))
-    options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp_spawn", "logger": False}
-    writer = FieldWriter(out=str(tmp_path / "fields"), warped=False)
-    trainer = Trainer(**options, callbacks=[writer], enable_progress_bar=False, enable_checkpointing=False)
-    trainer.predict(module, datamodule=data, return_predictions=False)
-    names = sorted(path.name for path in (tmp_path / "fields").iterdir())
-    assert names == ["disp_sub01_0000_sub01_0001.nii.gz", "disp_sub02_0000_sub02_0001.nii.gz"]

@@ -14,17 +14,23 @@ import pytest
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from test_finite_steps import Spoil, broken, same
+from test_finite_steps import expected as without
+from test_names import subjects
 from test_resuming import Stop, equal, fit, slurm_job
+from test_scores import Boxes, Shift, read, trainer_in
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler
-from trainings import build, trainer
+from trainings import batch, build, loader, trainer
 
-from data_modules import SyntheticPairs
+from data_modules import PairsCSV, SyntheticPairs
 from data_modules.dealing import DealtBatches
 from dio_lightning.callbacks import FieldWriter, RegistrationScores
 from dio_lightning.callbacks.random_states import STATES
 from dio_lightning.callbacks.signals import Requeued
 from dio_lightning.checkpoint_files import read_checkpoint
+from dio_lightning.features import Intensity
+from dio_lightning.layers import OptimizerLayer
 from dio_lightning.modules import DIO
 from dio_lightning.modules.deqreg import LAST
 from dio_lightning.modules.sharding import expect_strategy, shard
@@ -32,6 +38,11 @@ from dio_lightning.processes import of_all, reads_again
 
 ROOT = Path(__file__).parents[1]
 CASES = (("DIO", 1), ("DIO", 5), ("DEQReg", 4), ("VoxelMorph", 5))
+BAD = [
+    (name, strategy, fault, accumulate)
+    for name, strategy in (("DIO", "ddp_find_unused_parameters_true"), ("VoxelMorph", "ddp"), ("DEQReg", "ddp"))
+    for fault, accumulate in (("loss", 1), ("gradient", 2))
+] + [("VoxelMorph", "ddp", "loss", 2), ("VoxelMorph", "ddp", "gradient", 1)]
 
 
 @pytest.mark.parametrize("pairs", range(8))
@@ -96,6 +107,41 @@ def split(folder: Path) -> None:
     assert any(isinstance(weight, DTensor) for weight in module.parameters())
 
 
+class OnOne(Spoil):
+    """Spoils the gradients of the second process alone."""
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if trainer.global_rank == 1:
+            super().on_after_backward(trainer, pl_module)
+
+
+def spoiled(folder: Path) -> None:
+    """Trains where the second process alone has bad batches or gradients."""
+    for name, strategy, fault, accumulate in BAD:
+        module = build(name)
+        spoil = OnOne((2, 3) if fault == "gradient" else (), torch.inf)
+        settings = {"strategy": strategy, "accumulate_grad_batches": accumulate, "use_distributed_sampler": False}
+        run = trainer(folder, spoil, devices=2, **settings)
+        bad = broken(torch.nan) if fault == "loss" and run.global_rank == 1 else batch(7)
+        run.fit(module, loader([batch(0), batch(1), bad, bad, batch(4), batch(5)]))
+        found = [module.skipped_steps, dict(module.state_dict())]
+        torch.save(found, folder / f"{name}_{fault}_{accumulate}_{run.global_rank}.pt")
+
+
+def named(folder: Path) -> None:
+    """Predicts two pairs whose short names are one."""
+    data = PairsCSV(str(folder / "pairs.csv"), common_grid=True)
+    writer = FieldWriter(out=str(folder / "named"), warped=False)
+    module = DIO(Intensity((1,)), OptimizerLayer(iterations=[1]))
+    run = trainer(folder, writer, devices=2, strategy="ddp", inference_mode=True)
+    run.predict(module, datamodule=data, return_predictions=False)
+
+
+def scored(folder: Path, **settings: Any) -> None:
+    """Tests three pairs."""
+    trainer_in(folder, RegistrationScores(print_table=False), **settings).test(Shift(1.0), Boxes(3), verbose=False)
+
+
 def stopped(folder: Path) -> None:
     """Each of two tasks: a training; another one, in which signals to the second task stop both, twice."""
     together = {"devices": 2, "strategy": "ddp", "plugins": [SLURMEnvironment()]}
@@ -118,7 +164,9 @@ def two(tmp_path_factory) -> Path:
     program = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pathlib import Path\n"
     program += "import test_processes as here; here.torch.set_num_threads(1); folder = Path(sys.argv[1])\n"
     program += "here.everything(folder, devices=2, strategy='ddp', limit_train_batches=2)\n"
-    program += "here.split(folder); here.stopped(folder)"
+    program += "here.scored(folder / 'shift', devices=2, strategy='ddp'); here.named(folder)\n"
+    program += "here.spoiled(folder); here.split(folder); here.stopped(folder)"
+    subjects(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -162,6 +210,33 @@ def test_two_processes_do_what_one_does(two, tmp_path, rows) -> None:
         assert files == sorted(path.name for path in (other / "fields").iterdir()) and len(files) == 2 * pairs
         for file in files:
             assert (one / "fields" / file).read_bytes() == (other / "fields" / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(two, tmp_path) -> None:
+    scored(tmp_path)
+    expected, found = (read(folder / "metrics.csv") for folder in (tmp_path, two / "shift"))
+    assert len(found) == 3
+    for before, after in zip(expected, found, strict=True):
+        assert {k: v for k, v in before.items() if k not in ("seconds", "peak_mb")}.items() <= after.items()
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_names_of_one(two) -> None:
+    """B6: each process saw one of two colliding pairs, and both wrote 0000_0001."""
+    names = sorted(path.name for path in (two / "named").iterdir())
+    assert names == ["disp_sub01_0000_sub01_0001.nii.gz", "disp_sub02_0000_sub02_0001.nii.gz"]
+
+
+@pytest.mark.slow
+def test_what_one_process_finds_all_skip_together(two) -> None:
+    """A9: the second alone has the bad batch or gradient; nobody waits, and both end with equal weights."""
+    for name, _, fault, accumulate in BAD:
+        files = [two / f"{name}_{fault}_{accumulate}_{rank}.pt" for rank in (0, 1)]
+        (skipped, weights), (skipped_too, weights_too) = map(torch.load, files)
+        assert skipped == skipped_too == 2 // accumulate and same(weights, weights_too), files[0]
+        for key, value in without(name, (0, 1, 4, 5), accumulate_grad_batches=accumulate)[0].items():
+            torch.testing.assert_close(weights[key], value)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from lightning.pytorch import Callback
 from trainings import batch, build, loader, trainer
 
 from dio_lightning.callbacks import Last
+from dio_lightning.callbacks.signals import StopAtSignal
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--config", str(ROOT / "tests/conf/tiny.yaml")]
-MANY = 100000
+MANY = 10000
 ENDED = 128 + signal.SIGTERM
 
 pytestmark = pytest.mark.slow
@@ -30,17 +32,19 @@ def start(*words: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def terminated(process: subprocess.Popen, file: Path, lines: int, wait: float = 0.0) -> str:
-    """What a command said that got SIGTERM once a file had so many lines, or a folder so many files."""
+def grown(file: Path, lines: int) -> bool:
+    """Whether a file has more lines, or a folder more files."""
+    return file.exists() and (len([*file.iterdir()]) if file.is_dir() else file.read_bytes().count(b"\n")) > lines
+
+
+def terminated(process: subprocess.Popen, file: Path, lines: int) -> str:
+    """What a command said that got SIGTERM once a file had more lines, or a folder more files."""
     deadline = time.monotonic() + 300
-    while not (
-        file.exists() and (len(list(file.iterdir())) if file.is_dir() else file.read_bytes().count(b"\n")) > lines
-    ):
+    while not grown(file, lines):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             pytest.fail(process.communicate()[0][-3000:])
         time.sleep(0.05)
-    time.sleep(wait)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == ENDED, said[-3000:]
@@ -48,10 +52,43 @@ def terminated(process: subprocess.Popen, file: Path, lines: int, wait: float = 
     return said
 
 
-def test_a_training_in_its_first_epoch_saves_and_goes_on(command, tmp_path) -> None:
+@pytest.fixture
+def end(command, capfd):
+    """Runs a command in this process, which gets SIGTERM once a file has more lines, or a folder more files."""
+
+    def run(file: Path, lines: int, *words: str, wait: float = 0.0) -> None:
+        over, before = threading.Event(), signal.getsignal(signal.SIGTERM)
+
+        def ready() -> bool:
+            handler = signal.getsignal(signal.SIGTERM)
+            return getattr(handler, "__func__", None) is StopAtSignal._end and grown(file, lines)
+
+        def send() -> None:
+            while not ready():
+                if over.wait(0.05):
+                    return
+            if not over.wait(wait):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                command(*words)
+        finally:
+            over.set()
+            sender.join()
+            signal.signal(signal.SIGTERM, before)
+        said = "".join(capfd.readouterr())
+        assert stopped.value.code == ENDED and "Traceback" not in said, said[-3000:]
+
+    return run
+
+
+def test_a_training_in_its_first_epoch_saves_and_goes_on(command, end, tmp_path) -> None:
     """D9: there was no checkpoint at all, and the exit code was 0."""
     long = [*TINY, "--trainer.default_root_dir", str(tmp_path), "--data.train_pairs", "80"]
-    terminated(start("fit", *long, "--trainer.log_every_n_steps", "1"), tmp_path / "logs/version_0/metrics.csv", 1)
+    end(tmp_path / "logs/version_0/metrics.csv", 1, "fit", *long, "--trainer.log_every_n_steps", "1")
     folder = tmp_path / "checkpoints"
     before = torch.load(folder / "last.ckpt", weights_only=True)
     assert before["epoch"] == 0 and 0 < before["global_step"] < 80
@@ -69,18 +106,11 @@ def test_a_training_in_its_first_epoch_saves_and_goes_on(command, tmp_path) -> N
         ("predict", "test_pairs", "predictions"),
     ],
 )
-def test_other_commands_end_after_the_batch(stage, pairs, sign, tmp_path) -> None:
+def test_other_commands_end_after_the_batch(stage, pairs, sign, end, tmp_path) -> None:
     """E2: predict ran on to its end, test and validate said that all was well."""
-    words = [
-        *TINY,
-        "--trainer.default_root_dir",
-        str(tmp_path),
-        f"--data.{pairs}",
-        str(MANY),
-        "--trainer.logger",
-        "false",
-    ]
-    terminated(start(stage, *words), tmp_path / sign, 0, wait=3.0 if stage == "validate" else 0.0)
+    words = [*TINY, "--trainer.default_root_dir", str(tmp_path), f"--data.{pairs}", str(MANY)]
+    wait = 0.5 if stage == "validate" else 0.0
+    end(tmp_path / sign, 0, stage, *words, "--trainer.logger", "false", wait=wait)
     assert not (tmp_path / "metrics.csv").exists()
     fields = list(tmp_path.glob("predictions/*"))
     assert not [file for file in fields if file.name.startswith(".")]

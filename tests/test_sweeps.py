@@ -276,7 +276,6 @@ def test_without_optuna_it_says_what_to_install(tmp_path, monkeypatch, capsys):
 SWEEP = """
 import sys
 from pathlib import Path
-from dio_lightning.modules import RegistrationModule
 from dio_lightning.sweeps import command, trial
 from dio_lightning.sweeps.file import read_sweep
 trial.PROGRAM, trial.PARSER = (sys.executable, "-S", sys.argv[1]), ("true",)

@@ -15,7 +15,8 @@ _BLOCK = 256
 """Points in a block."""
 
 
-@njit(fastmath=_FAST)
+# reordered, they would be rounded in the one or the other order, as a compilation likes
+@njit(fastmath=_FAST - {"reassoc"})
 def _positions(points, first, count, grid, relative, out):  # noqa: ANN001, ANN202
     """Where in the image the points from the first one on lie: (3, count)."""
     number, done = points.dtype.type, 0
