@@ -1,5 +1,6 @@
 """A copy of the packages, to which a test adds something as the recipes of docs/architecture.md say, and runs it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests/conf/tiny.yaml"
 """A config that a copy can run in seconds."""
+
+END = "-- end of a command --\n"
+RUN = f"""
+import json, sys
+from dio_lightning.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["dio-lightning", *words]
+    try:
+        main(words)
+    except SystemExit as ended:  # --help
+        if ended.code:
+            raise
+    print({END!r}, end="", flush=True)
+"""
 
 
 @dataclass
@@ -41,21 +56,17 @@ class House:
         (self.root / file).write_text(content.replace(before, text + before), encoding="utf-8")
         self.touched.add(file)
 
-    def run(self, *arguments: object) -> str:
-        """Run the copy's command line in its folder; what it printed. Fails with what it complained about."""
+    def run(self, *commands: Sequence[object]) -> list[str]:
+        """Run command lines of the copy in its folder, one after another in one process; what each of them printed."""
         environment = os.environ | {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, "-m", "dio_lightning", *map(str, arguments)]
-        done = subprocess.run(words, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        words = json.dumps([[*map(str, command)] for command in commands])
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, words],
+            cwd=self.root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def run_all(self, *commands: Sequence[object]) -> list[str]:
-        """Several command lines in one process, which costs the seconds of its imports once; what each printed."""
-        lines = [[*map(str, words)] for words in commands]
-        code = "from dio_lightning.cli import main\n"
-        code += f"for words in {lines!r}:\n    main(words)\n    print('\\0', end='', flush=True)"
-        environment = os.environ | {"PYTHONPATH": str(self.root), "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, "-c", code]
-        done = subprocess.run(words, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.split("\0")[:-1]
+        return done.stdout.split(END)[:-1]

@@ -1,11 +1,9 @@
 """How one registration is asked for: its start, its steps, who watches it, and the refinement after it."""
 
-import csv
 from pathlib import Path
 
 import pytest
 import torch
-from dummies import House
 from torch import nn
 from torch.testing import assert_close
 
@@ -194,69 +192,3 @@ def test_the_command_line_refines(command, rows, tmp_path) -> None:
 def test_free_form_and_diffeomorphism_take_a_displacement_as_it_is() -> None:
     u = torch.randn(1, 2, 5, 6)
     assert all(torch.equal(model.parameters(u), u) for model in (FreeForm(), Diffeomorphism()))
-
-
-HALVING = '''"""A method in a file: images, and a step that halves the way to a given shift."""
-
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from dio_lightning.implicit import Never, Picard, Update
-from dio_lightning.layers import OptimizerLayer
-from dio_lightning.level import Level
-from dio_lightning.modules.iterative import IterativeModule, Pyramids
-from dio_lightning.modules.refinement import Refinement
-from dio_lightning.pair import Pair
-from dio_lightning.transformations import Transformation
-from dio_lightning.updates import UpdateRule
-
-
-@dataclass(frozen=True)
-class Halfway(UpdateRule):
-    shift: float
-
-    def on(self, level: Level, transformation: Transformation) -> Update:
-        return lambda z: (z + self.shift) / 2
-
-
-class Halving(IterativeModule):
-    """u = (u + shift) / 2, again and again.
-
-    Args:
-        shift: in voxels.
-        steps: how many.
-        refine: see `RegistrationModule`.
-    """
-
-    def __init__(self, shift: float = 1.0, steps: int = 3, refine: Refinement | None = None) -> None:
-        super().__init__(refine=refine)
-        self.layer = OptimizerLayer([steps], Halfway(shift), Picard(), stop=Never(), field_sigma=0.0)
-
-    def pyramids(self, work: Pair, pair: Pair) -> Pyramids:
-        return Pyramids([work["fixed"]], [work["moving"]])
-'''
-
-
-@pytest.mark.slow
-def test_a_method_is_a_file_an_export_a_test_and_a_config(tmp_path) -> None:
-    """Four files; the method then has all that others have: runs, records, refinement, scores, a study."""
-    house = House.copy(tmp_path)
-    house.add("dio_lightning/modules/halving.py", HALVING)
-    house.add("dio_lightning/modules/__init__.py", "\nfrom dio_lightning.modules.halving import Halving\n")
-    house.add("tests/test_halving.py", "def test_nothing() -> None:\n    pass\n")
-    house.add(
-        "halving.yaml",
-        "model: {class_path: dio_lightning.modules.Halving, init_args: {shift: 2.0}}\n"
-        "data: {class_path: SyntheticPairs, init_args: {size: [24, 20], test_pairs: 2}}\n"
-        "trainer: {accelerator: cpu, default_root_dir: runs/halving}\n",
-    )
-    assert len(house.touched) == 4
-    house.run("test", "--config", "halving.yaml", "--model.refine.layer.iterations", "[3]")
-    with open(tmp_path / "runs/halving/metrics.csv", encoding="utf-8") as file:
-        steps = [float(row["steps"]) for row in csv.DictReader(file)]
-    assert len(steps) == 2 and all(3 < one <= 6 for one in steps)
-    house.run("study", "convergence", "halving=halving.yaml", "--out", "study", "--steps", 5)
-    with open(tmp_path / "study/convergence.csv", encoding="utf-8") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4", "5"]

@@ -1,7 +1,5 @@
 """The vocabulary of scores: what each says of itself holds wherever it is used."""
 
-import csv
-import json
 import math
 import subprocess
 import sys
@@ -9,7 +7,7 @@ import sys
 import pytest
 import torch
 import yaml
-from dummies import ROOT, TINY, House
+from dummies import ROOT
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from test_scores import Boxes, Shift, trainer_in
 from torch.testing import assert_close
@@ -171,31 +169,3 @@ def test_naming_a_score_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     code = "import sys, dio_lightning.studies.comparison; assert not {'torch', 'lightning', 'monai'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-DUMMY = '''
-
-def largest(registered: "Registered") -> float:
-    """Length of the longest displacement in voxels."""
-    return registered.u.norm(dim=1).max().item()
-'''
-ENTRY = '    Score("largest", "largest (voxels)", "voxels", 1, "smaller", (), measures.largest),\n'
-
-
-@pytest.mark.slow
-def test_a_new_score_is_one_function_and_one_entry(tmp_path) -> None:
-    house = House.copy(tmp_path)
-    house.add("dio_lightning/scores/measures.py", DUMMY)
-    house.insert("dio_lightning/scores/vocabulary.py", ")\n# fmt: on", ENTRY)
-    assert len(house.touched) == 2
-    shown = house.run_all(
-        ["test", "--config", TINY, "--trainer.logger", "false", "--trainer.default_root_dir", "run"],
-        ["compare", "mine=run", "--out", "table.md"],
-    )[1].splitlines()
-    with open(tmp_path / "run/metrics.csv", encoding="utf-8") as file:
-        values = [float(row["largest"]) for row in csv.DictReader(file)]
-    assert len(values) == 3 and min(values) > 0
-    mean = json.loads((tmp_path / "run/summary.json").read_text())["largest"]["mean"]
-    assert mean == pytest.approx(sum(values) / 3)
-    heading, _, row = (line.strip("| ").split(" | ") for line in shown[:3])
-    assert row[heading.index("largest (voxels)")].startswith(f"{mean:.1f} ± ")
