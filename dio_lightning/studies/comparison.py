@@ -54,9 +54,7 @@ def compare(
 def table(study: Comparisons) -> Table:
     """Rows of methods; a column of deviations over seeds behind every tested score that has one."""
     seeded = study.most_seeds > 1
-    heading = ["method"]
-    for score in study.scores:
-        heading += [score.heading] + ["seeds ±"] * (seeded and score.tested)
+    heading = ["method", *(x for s in study.scores for x in [s.heading] + ["seeds ±"] * (seeded and s.tested))]
     rows: list[list[Cell]] = []
     for method in study.methods:
         row = [Cell(method.name)]
