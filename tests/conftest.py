@@ -2,12 +2,15 @@
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+PAGES = {"test_browser", "test_loggers", "test_notebook", "test_panels", "test_report_pages", "test_run_folders"}
+"""Files whose tests look at pages, or at all that a run leaves."""
 
 
 def pytest_collection_modifyitems(items):
@@ -32,6 +35,18 @@ def data_root() -> Path:
 def seed() -> None:
     """Every test starts from the same random state, alone or in the suite."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def pages(request, monkeypatch):
+    """Tests that do not look at pages do not draw them: most of a tiny test's second.
+
+    Processes of their own and what is marked slow draw them all the same.
+    """
+    html = sys.modules.get("dio_lightning.callbacks.html_report")
+    looks = request.module.__name__.rpartition(".")[2] in PAGES or request.node.get_closest_marker("slow")
+    if html is not None and not looks:
+        monkeypatch.setattr(html.Report, "on_test_end", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)
