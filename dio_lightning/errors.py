@@ -2,12 +2,15 @@
 
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a command that SIGTERM has ended, as shells count it."""
 STEPS = {"training_step", "validation_step", "test_step", "predict_step"}
 OURS = ("dio_lightning", "data_modules")
 FILES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)

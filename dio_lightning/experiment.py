@@ -5,7 +5,6 @@ import importlib.util
 import logging
 import os
 import reprlib
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.checkpoints import AtomicCheckpointIO, load_weights
 from dio_lightning.default_callbacks import with_defaults
+from dio_lightning.errors import TERMINATED
 from dio_lightning.folder_cli import FolderCLI
 from dio_lightning.models.catalogue import with_models
 from dio_lightning.modules import RegistrationModule
@@ -47,10 +47,6 @@ SUBCOMMAND_DEFAULTS = {
     # fields of all pairs together need not fit into memory: FieldWriter has them on disk
     "predict": {"return_predictions": False},
 }
-
-
-TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a command that SIGTERM has ended, as shells count it."""
 
 
 class RegistrationCLI(FolderCLI):

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float
-from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dio_lightning.callbacks.volumes import grid_affine
 from dio_lightning.fields import average_pool, regrid, spanning, warp
 from dio_lightning.layers.optimizer import pyramid
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.modules.iterative import IterativeModule
 from dio_lightning.pair import Pair
+from dio_lightning.pictures.planes import standing, turned
+from dio_lightning.volume_files import grid_affine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,10 +115,8 @@ def draw(maps: FeatureMaps, pair: Pair, axis: int = 1, channels: int = 8) -> "Fi
 
 def cut(x: Float[Tensor, "1 c *s"], pair: Pair, axis: int) -> NDArray[np.float32]:
     """Channels (c, h, v) of a slice, h to the right and v upwards as the affine of the pair has it."""
-    turn = io_orientation(grid_affine(pair, 0))[: x.ndim - 2]
-    turn[:, 0] = turn[:, 0].argsort().argsort()
-    standing = np.moveaxis(apply_orientation(x[0].movedim(0, -1).cpu().numpy(), turn), -1, 0)
-    return standing if x.ndim == 4 else np.take(standing, standing.shape[1 + axis] // 2, axis=1 + axis)
+    whole = turned(x[0].cpu(), standing(grid_affine(pair, 0), x.ndim - 2))
+    return whole if x.ndim == 4 else whole.take(whole.shape[1 + axis] // 2, 1 + axis)
 
 
 def _limits(x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dio_lightning.run_folders import numbered
+from dio_lightning.run_folders import logged_files, numbered
 from dio_lightning.usage import CommandParser
 
 CONFIGS = {"fit": "config.yaml", "validate": "config_validate.yaml", "test": "config_test.yaml"}
@@ -54,12 +54,12 @@ def rerun(argv: Sequence[str]) -> None:
 
 
 def start(words: Sequence[str], before: Mapping[str, Any]) -> int:
-    """Run a command where the first one was typed, with as many threads; its exit code."""
+    """Run a command where the first one was typed, with its threads and its choice of operators; its exit code."""
     directory = before.get("directory")
-    threads = {k: v for k, v in (before.get("variables") or {}).items() if k == "OMP_NUM_THREADS"}
+    same = {k: v for k, v in (before.get("variables") or {}).items() if k in ("DIO_OPS", "OMP_NUM_THREADS")}
     place = directory if directory and Path(directory).is_dir() else None
     return subprocess.run(
-        [sys.executable, "-m", "dio_lightning", *words], cwd=place, env={**os.environ, **threads}, check=False
+        [sys.executable, "-m", "dio_lightning", *words], cwd=place, env={**os.environ, **same}, check=False
     ).returncode
 
 
@@ -104,8 +104,7 @@ def differences(folder: Path, before: Mapping[str, Any]) -> Iterator[str]:
 def numbers(folder: Path) -> Numbers:
     """Every number that a run has logged, by step and name, and that of every pair that it tested."""
     values: Numbers = {}
-    logs = sorted(folder.glob("logs/**/metrics.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))])
-    for file in logs:
+    for file in logged_files(folder):
         for row in _rows(file):
             place = (f"step {row.pop('step', '')}",)
             values |= {(*place, name): value for name, value in row.items() if value and name != "epoch"}

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -139,3 +140,9 @@ def queued_again(folder: Path) -> bool:
     """Whether this is a job that SLURM has queued again, or one with the checkpoint of SLURM's signal in its folder."""
     again = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     return SLURMEnvironment.detect() and (again or any(folder.glob("hpc_ckpt_*.ckpt")))
+
+
+def logged_files(folder: Path) -> list[Path]:
+    """The CSV files that a run has logged into, those of a later part of it after those of an earlier one."""
+    files = folder.glob("logs/**/metrics.csv")
+    return sorted(files, key=lambda path: [int(n) for n in re.findall(r"\d+", str(path.relative_to(folder)))])

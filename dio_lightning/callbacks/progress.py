@@ -18,6 +18,13 @@ SHOWN = {
 """What is shown, and the logged value that it is; one that a method or its data do not have is left out."""
 WIDTH = 80
 """Columns of a line."""
+COUNTS = {
+    "sanity_check": "num_sanity_val_batches",
+    "validate": "num_val_batches",
+    "test": "num_test_batches",
+    "predict": "num_predict_batches",
+}
+"""Where the trainer has the number of batches of a stage."""
 
 
 class TrainingBar(RichProgressBar):
@@ -96,37 +103,13 @@ class ProgressLines(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """A line now and then."""
-        self._evaluated(trainer, batch_idx, trainer.num_val_batches)
+        stage = trainer.state.stage
+        if stage is not None and stage.value in COUNTS:
+            counts: Any = getattr(trainer, COUNTS[stage.value])
+            count = _count(sum(counts) if isinstance(counts, list) else counts)
+            self._sometimes(trainer, f"{stage.value} batch {batch_idx + 1}/{count}")
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """A line now and then."""
-        self._evaluated(trainer, batch_idx, trainer.num_test_batches)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """A line now and then."""
-        self._evaluated(trainer, batch_idx, trainer.num_predict_batches)
-
-    def _evaluated(self, trainer: Trainer, index: int, counts: Any) -> None:  # noqa: ANN401
-        count = _count(sum(counts) if isinstance(counts, list) else counts)
-        self._sometimes(
-            trainer, f"{trainer.state.stage.value if trainer.state.stage else ''} batch {index + 1}/{count}"
-        )
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
 
     def _sometimes(self, trainer: Trainer, text: str) -> None:
         bar = trainer.progress_bar_callback is not None

@@ -96,6 +96,7 @@ def _facts(about: About) -> dict[str, str]:
         "time": run["time"],
         "commit": str(run["commit"] or "none: installed as a package"),
         "threads": str(run["threads"]),
+        "operators": run["operators"],
         "GPUs": ", ".join(run["gpus"]) or "none",
         "system": run["system"],
         "versions": ", ".join(f"{name} {version}" for name, version in run["packages"].items()),

@@ -86,20 +86,18 @@ class Upright:
         common, affine, d = on_one_grid(one), grid_affine(one, 0), u.shape[1]
         fixed, moving = common["fixed"].float(), common["moving"].float()
         images = {"fixed": fixed, "moving": moving, "warped": warp(moving, u), "determinant": jacobian_determinant(u)}
-        turn = io_orientation(affine)[:d].astype(int)
-        # a slice keeps two of the body's three axes, in their order
-        turn[:, 0] = turn[:, 0].argsort().argsort()
-        deformation = _turned(identity(u.shape[2:], u)[0] + u[0], turn)
+        turn = standing(affine, d)
+        deformation = turned(identity(u.shape[2:], u)[0] + u[0], turn)
         for old, (new, flip) in enumerate(turn):
             if flip < 0:
                 deformation[old] = u.shape[2 + old] - 1 - deformation[old]
         whole = np.vstack([turn, [[2, 1]]]) if d == 2 else turn
         inside = common.get("fixed_label", common.get("fixed_mask", common["fixed"])) > 0
         return cls(
-            {name: _turned(image.flatten(0, -d - 1)[:1], turn)[0] for name, image in images.items()},
-            {name: _turned(label[0], turn)[0] for name, label in labels.items()},
+            {name: turned(image.flatten(0, -d - 1)[:1], turn)[0] for name, image in images.items()},
+            {name: turned(label[0], turn)[0] for name, label in labels.items()},
             deformation[np.argsort(turn[:, 0])],
-            _turned(inside[0], turn)[0],
+            turned(inside[0], turn)[0],
             affine @ inv_ornt_aff(whole, (*u.shape[2:], *[1] * (3 - d))),
             np.linalg.norm(affine[:, np.argsort(turn[:, 0])], axis=0),
             "affine" in batch and d > 2,
@@ -125,6 +123,16 @@ class Upright:
 
     def _edges(self, h: int, v: int) -> tuple[float, float]:
         return float(self.spacing[h]), float(self.spacing[v])
+
+
+def standing(affine: NDArray[np.float64], d: int) -> NDArray[np.int_]:
+    """Which axis of the body each of d axes is, and its direction, as nibabel has orientations (d, 2).
+
+    A slice keeps two of the body's three axes, in their order.
+    """
+    turn = io_orientation(affine)[:d].astype(int)
+    turn[:, 0] = turn[:, 0].argsort().argsort()
+    return turn
 
 
 def cut(batch: Pair, displacement: Tensor, sample: int, axis: int) -> Plane:
@@ -156,7 +164,7 @@ def _labels(pair: Pair, u: Tensor) -> tuple[dict[str, Tensor], tuple[float, floa
     return labels, (before, after)
 
 
-def _turned(channels: Tensor, turn: Array) -> Array:
+def turned(channels: Tensor, turn: Array) -> Array:
     """Channels (c, *s) with axes to the right, front and top."""
     order = np.argsort(turn[:, 0])
     array = np.transpose(channels.numpy(), (0, *(order + 1)))

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from dio_lightning.allocation import keep_freed_memory
-from dio_lightning.errors import debugging, fail, user_message
+from dio_lightning.errors import TERMINATED, debugging, fail, user_message
 from dio_lightning.files import write_atomic
 from dio_lightning.registration.command import FAILED, arguments_of
-from dio_lightning.registration.interrupts import TERMINATED, end
+from dio_lightning.registration.interrupts import end
 from dio_lightning.registration.progress import Progress, progress
 from dio_lightning.registration.single import check_folder, single
 

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
+from dio_lightning.errors import TERMINATED
 from dio_lightning.sweeps.file import Sweep, read_sweep
 from dio_lightning.usage import CommandParser
 
 RUNS = Path("runs/sweeps")
-TERMINATED = 128 + signal.SIGTERM
 
 
 def sweep(argv: Sequence[str]) -> None:
@@ -22,6 +22,9 @@ def sweep(argv: Sequence[str]) -> None:
         FileNotFoundError, ValueError: in one sentence, for whatever cannot be searched.
     """
     options = _parser().parse_args(argv)
+    for name, number in (("--trials", options.trials), ("--workers", options.workers)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}, expected at least 1")
     if find_spec("optuna") is None:
         raise ValueError('sweep needs the package optuna: pip install "dio-lightning[sweep]"')
     asked = read_sweep(options.file)

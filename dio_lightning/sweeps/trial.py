@@ -3,7 +3,6 @@
 import csv
 import fcntl
 import os
-import re
 import subprocess
 import sys
 import time
@@ -13,10 +12,11 @@ from pathlib import Path
 from threading import Event
 from typing import IO
 
+from dio_lightning.errors import TERMINATED
+from dio_lightning.run_folders import logged_files
+
 PROGRAM = (sys.executable, "-m", "dio_lightning.sweeps.child")
 PARSER = (sys.executable, "-m", "dio_lightning")
-TERMINATED = 143
-"""Exit code of a command that SIGTERM has ended, after it has saved."""
 LOG = "trial.log"
 
 
@@ -125,10 +125,7 @@ def logged(folder: Path, metric: str) -> tuple[list[float], list[str]]:
     """What a run has logged of a metric, one value an epoch, in order; and the names of all that it logged."""
     values: dict[str, float] = {}
     names: dict[str, None] = {}
-    files = sorted(
-        folder.glob("logs/**/metrics.csv"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)]
-    )
-    for file in files:
+    for file in logged_files(folder):
         text = file.read_text(encoding="utf-8")
         # the line that is being written may have half of its number
         for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
