@@ -18,7 +18,6 @@ from lightning.pytorch.cli import LightningCLI
 from dio_lightning.cli import main
 from dio_lightning.modules import RegistrationModule
 from dio_lightning.sweeps import command, report, trial
-from dio_lightning.sweeps.command import sweep as sweep_command
 from dio_lightning.sweeps.file import Halving, read_sweep
 from dio_lightning.sweeps.space import Parameter, corners, grid, parameter
 from dio_lightning.usage import named_class
@@ -271,7 +270,7 @@ def test_a_sweep_that_cannot_work_stops_at_once_with_the_reason(fake, tmp_path):
 def test_none_of_either_is_refused(option, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"{option} is 0, expected at least 1"):
-        sweep_command(["nowhere.yaml", option, "0"])
+        command.sweep(["nowhere.yaml", option, "0"])
     assert not list(tmp_path.iterdir())
 
 
