@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dio_lightning.files import write_atomic
+from dio_lightning.reports.gallery import Gallery
 from dio_lightning.reports.pairs import PairView
 from dio_lightning.scores.table import Table
 
@@ -58,7 +59,7 @@ class Download:
         return f"data:{self.kind};charset=utf-8;base64,{data}"
 
 
-Block = Table | Facts | Text | Plot | Download | PairView
+Block = Table | Facts | Text | Plot | Download | PairView | Gallery
 
 
 @dataclass(frozen=True)
