@@ -150,11 +150,12 @@ def _compare(argv: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options = parser.parse_args(argv)
     from dio_lightning.studies.comparison import compare
+    from dio_lightning.studies.terminal import show
 
     table = compare(
         options.runs, options.out, options.reference, options.metrics, options.alpha, overwrite=options.overwrite
     )
-    print(table, end="")
+    show(table)
     print(f"wrote {options.out} and its .html, .tex, .csv and _pvalues.csv")
 
 

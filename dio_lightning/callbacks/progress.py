@@ -7,6 +7,8 @@ from typing import Any
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
+from rich.progress import BarColumn
 
 SHOWN = {
     "loss": "train/loss",
@@ -18,6 +20,8 @@ SHOWN = {
 """What is shown, and the logged value that it is; one that a method or its data do not have is left out."""
 WIDTH = 80
 """Columns of a line."""
+WIDE, SHORT = 120, 10
+"""Columns of a terminal from which on the bar has Lightning's width and clock, and those of the bar below that."""
 COUNTS = {
     "sanity_check": "num_sanity_val_batches",
     "validate": "num_val_batches",
@@ -29,6 +33,16 @@ COUNTS = {
 
 class TrainingBar(RichProgressBar):
     """Lightning's bar with loss, Dice, residual, solver steps, skipped steps and the time left."""
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Lightning's columns; on a narrow terminal a short bar without the clock, so that the scores have room."""
+        columns = super().configure_columns(trainer)
+        if self._console is None or self._console.width >= WIDE:
+            return columns
+        for column in columns:
+            if isinstance(column, BarColumn):
+                column.bar_width = SHORT
+        return [column for column in columns if not isinstance(column, CustomTimeColumn)]
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule

@@ -81,10 +81,10 @@ class Table:
         )
 
     def rich(self) -> terminal.Table:
-        """For the terminal, the caption above, all columns but the first on the right."""
+        """For the terminal, the caption above, all columns but the first on the right; what is too wide is folded."""
         result = terminal.Table(title=escape(self.caption))
         for place, heading in enumerate(self.heading):
-            result.add_column(escape(heading), justify="right" if place else "left")
+            result.add_column(escape(heading), justify="right" if place else "left", overflow="fold")
         for row in self.rows:
             result.add_row(*(escape(cell.text) for cell in row))
         return result

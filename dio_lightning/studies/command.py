@@ -42,7 +42,10 @@ def study(argv: Sequence[str]) -> None:
         fail(f"study: there is no study {name!r}, expected one of {', '.join(STUDIES)}{hint}")
     place = rest.index("--") if "--" in rest else len(rest)
     asked = study_class(name).parse(STUDIES[name].about, rest[:place], rest[place + 1 :])
-    print(asked.run().rstrip("\n"))
+    tables = asked.run()
+    from dio_lightning.studies.terminal import show  # draws in matplotlib, which no help text needs
+
+    show(tables)
     print(f"wrote {asked.out}")
 
 

@@ -68,7 +68,7 @@ def show(sweep: Sweep, study: optuna.Study, folder: Path, console: Console | Non
     table = Table(title=f"{sweep.metric}, {sweep.goal}", title_justify="left", box=None, pad_edge=False)
     columns = [key for key in everything[0] if key != "reason"]
     for key in columns:
-        table.add_column(key if key == sweep.metric else key.rpartition(".")[2])
+        table.add_column(key if key == sweep.metric else key.rpartition(".")[2], overflow="fold")
     for row in everything[:MOST]:
         table.add_row(*(_cell(row[key]) for key in columns))
     console.print(table)
@@ -88,7 +88,7 @@ def _value(sweep: Sweep, key: str, trial: FrozenTrial) -> Any:  # noqa: ANN401
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _pictures(sweep: Sweep, study: optuna.Study, folder: Path) -> list[Path]:
