@@ -270,6 +270,7 @@ def _losses() -> Iterator[Case]:
 
     terms: dict[str, losses.Term] = {
         "FeatureDistance": losses.FeatureDistance(),
+        "SplineDistance": losses.SplineDistance(),
         "FeatureSimilarity": losses.FeatureSimilarity(losses.LNCC(5)),
         "MutualInformation": losses.MutualInformation(9),
         "Bending": losses.Bending(),
