@@ -53,6 +53,9 @@ class Adjoints(PairStudy):
     compares = False
     phantom: Sequence[int] = option((1, 2, 3, 5, 10, 20), "phantom steps", metavar="T", many="+")
     solve_steps: int = option(500, "Anderson's steps to the fixed point of DEQReg at most", metavar="N")
+    rest: int = option(
+        0, "Anderson's steps at most that go on from DIO's solve, which ends before it is at rest", metavar="N"
+    )
     gmres_steps: int = option(100, "products of GMRES at most", metavar="N")
     gmres_rtol: float = option(1e-4, "its tolerance", float, "R")
     unrolled: int = option(200, "steps from the solution that are unrolled where GMRES fails", metavar="N")
@@ -62,8 +65,10 @@ class Adjoints(PairStudy):
         super().__post_init__()
         if not self.phantom or min(*self.phantom, self.solve_steps, self.gmres_steps, self.unrolled) < 1:
             raise ValueError(f"{self} has a number of steps below 1, or no phantom step")
-        if self.gmres_rtol <= 0:
-            raise ValueError(f"gmres_rtol is {self.gmres_rtol}, expected a positive number")
+        if self.gmres_rtol <= 0 or self.rest < 0:
+            raise ValueError(
+                f"gmres_rtol is {self.gmres_rtol} and rest {self.rest}, expected a positive number and at least 0"
+            )
 
     def check(self, loaded: Sequence["Loaded"]) -> None:
         """Adjoints are studied on DEQReg and DIO alone, as they are trained."""
@@ -86,7 +91,7 @@ class Adjoints(PairStudy):
         first = True
         for ids, pair in loaded.batches(self.limit):
             batch = ("; ".join(fixed for fixed, _ in ids), "; ".join(moving for _, moving in ids))
-            problem = equilibrium.equilibrium(loaded.module, pair, self.solve_steps)
+            problem = equilibrium.equilibrium(loaded.module, pair, self.solve_steps, self.rest)
             reference, about = equilibrium.reference_of(problem, self.exact(), self.unrolled)
             jfb, _ = problem.fresh().gradient(PhantomAdjoint())
             for method, adjoint in self.plan(loaded.module.steps).items():
