@@ -58,6 +58,7 @@ class Adjoints(PairStudy):
     )
     gmres_steps: int = option(100, "products of GMRES at most", metavar="N")
     gmres_rtol: float = option(1e-4, "its tolerance", float, "R")
+    conjugate: bool = option(False, "conjugate gradients in its place, where f descends on an energy", bool)
     unrolled: int = option(200, "steps from the solution that are unrolled where GMRES fails", metavar="N")
     whole: bool = option(True, "unroll the whole solve too, which needs the memory", bool)
 
@@ -110,7 +111,7 @@ class Adjoints(PairStudy):
         """The adjoint that is exact where GMRES converges."""
         from dio_lightning.implicit import ImplicitAdjoint
 
-        return ImplicitAdjoint(self.gmres_rtol, self.gmres_steps, restart=self.gmres_steps)
+        return ImplicitAdjoint(self.gmres_rtol, self.gmres_steps, self.gmres_steps, self.conjugate)
 
     def plan(self, steps: int) -> "dict[Method, Adjoint | None]":
         """The adjoints to compare; None is the unrolling of the whole solve, which takes `steps`."""
@@ -123,7 +124,7 @@ class Adjoints(PairStudy):
         }
         # unrolling from the solution is phantom steps without damping
         adjoints[Method("unrolled from the solution", steps)] = PhantomAdjoint(steps)
-        adjoints[Method("implicit, GMRES")] = self.exact()
+        adjoints[Method(f"implicit, {'CG' if self.conjugate else 'GMRES'}")] = self.exact()
         return adjoints | ({Method(WHOLE, steps): None} if self.whole else {})
 
     def tables(self, records: Records) -> list[str]:
