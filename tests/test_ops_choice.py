@@ -61,5 +61,5 @@ def test_another_name_is_refused_before_any_work(monkeypatch) -> None:
 
     monkeypatch.setenv("DIO_OPS", "cuda")
     image = torch.rand(6, 6, 6)
-    with pytest.raises(ValueError, match=r"DIO_OPS is 'cuda', expected numba or reference"):
+    with pytest.raises(ValueError, match=r"DIO_OPS is 'cuda', expected numba, triton or reference"):
         register(image, image)
