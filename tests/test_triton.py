@@ -1,5 +1,10 @@
 """Triton's kernels against plain PyTorch, in the interpreter where there is no GPU: blocks are small, so are images."""
 
+import os
+import sys
+from pathlib import Path
+from subprocess import run
+
 import pytest
 import torch
 from torch import Tensor
@@ -267,3 +272,17 @@ def test_an_empty_batch_gives_empty_results() -> None:
     assert sampling_triton.interpolate(none, none, "border", True).shape == none.shape
     assert stencil_triton.correlate(none, [[0.5, 0.2]] * 2).shape == none.shape
     assert [len(x) for x in (*stencil_triton.squared_differences(none), stencil_triton.determinants(none))] == [0] * 3
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_a_gpu_and_reads_features_sixteen_bytes_at_once(tmp_path) -> None:
+    """Without one: what the interpreter runs the compiler may refuse."""
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(__file__).with_name("compiled_triton.py"))]
+    done = run(command, env={**variables, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = {name: (int(spilt), int(reads)) for name, spilt, reads in map(str.split, done.stdout.splitlines())}
+    assert len(kernels) == 13
+    assert all(spilt <= 16 for spilt, _ in kernels.values()), "registers that lie in memory"
+    # four corners of a plane, or eight of a volume, and the fixed features
+    assert kernels["_forward"][1] >= 5 and kernels["backward"][1] >= 9
