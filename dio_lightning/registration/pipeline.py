@@ -122,7 +122,7 @@ def register(
     }
     if extra.points is not None:
         details["landmarks_mm"] = {"before": extra.distance(Chain()), "after": extra.distance(chain)}
-    return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)}, curves)
+    return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)}, curves, extra.labels)
 
 
 def _check_overlap(fixed: Scan, moving: Scan, chain: Chain) -> None:
