@@ -197,6 +197,10 @@ def reader() -> Any:
     class Kept(experiment.RegistrationCLI):
         lines: ClassVar[dict[tuple[str, ...], Any]] = {}
 
+        def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+            self.command = ""  # lines of all commands are read, not those of one
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
         def instantiate_classes(self) -> None:
             kept.append(self)
             raise Parsed

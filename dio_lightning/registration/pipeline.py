@@ -89,7 +89,8 @@ def register(
     began = time.perf_counter()
     deformable = {"model": model, "transformation": transformation, "labels": fixed_labels, "landmarks": fixed_points}
     check_stages(stages, {**deformable, "terms": terms or None})
-    place, operators = device_of(device), chosen()
+    place = device_of(device)
+    operators = chosen(place.type)
     scans = Scan.of(fixed, fixed_affine, "the fixed image"), Scan.of(moving, moving_affine, "the moving image")
     check_dimensions({scan.name: len(scan.grid.size) for scan in scans})
     extra = given(scans, (fixed_labels, moving_labels), (fixed_points, moving_points))
