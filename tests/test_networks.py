@@ -8,7 +8,7 @@ from monai.networks.nets.voxelmorph import VoxelMorphUNet
 from torch import nn
 from torch.testing import assert_close
 
-from dio_lightning.networks import VxmUNet, blocks
+from dio_lightning.networks import VxmUNet, blocks, joining
 
 
 def convolutions(network: nn.Module) -> list[nn.Module]:
@@ -95,3 +95,52 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 def test_a_wrong_setting_is_one_sentence(wrong) -> None:
     with pytest.raises(ValueError, match="encoder"):
         VxmUNet(2, **wrong)
+
+
+def test_one_sample_in_three_dimensions_is_convolved_as_two_are() -> None:
+    """torch would unfold so few channels of so small a grid (`slow_conv3d`)."""
+    layer, x = blocks.conv(3, 5, 4), torch.rand(2, 5, 8, 9, 10)
+    with torch.profiler.profile() as profile:
+        alone = layer(x[:1])
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in names and "aten::slow_conv3d" not in names
+    assert_close(alone, layer(x)[:1])
+
+
+def test_gradients_of_one_sample_are_those_in_double_precision() -> None:
+    layer, x = blocks.conv(3, 2, 3, stride=2), torch.rand(1, 2, 5, 6, 7, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    ours = torch.autograd.grad(layer(x).square().sum(), inputs)
+    exact = blocks.conv(3, 2, 3, stride=2).double()
+    exact.load_state_dict(layer.state_dict())
+    y = x.detach().double().requires_grad_()
+    expected = torch.autograd.grad(exact(y).square().sum(), [y, *exact.parameters()])
+    for gradient, other in zip(ours, expected, strict=True):
+        assert_close(gradient.double(), other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (2, 1, 3)])
+def test_a_split_convolution_is_that_of_the_joined_channels(size) -> None:
+    d = len(size)
+    layer = (nn.Conv2d if d == 2 else nn.Conv3d)(5, 4, 3, padding=1).double()
+    coarse, skip = torch.rand(2, 3, *size).double(), torch.rand(2, 2, *(2 * n for n in size)).double()
+    finer = coarse
+    for axis in range(2, 2 + d):
+        finer = finer.repeat_interleave(2, axis)
+    expected = layer(torch.cat([finer, skip], 1))
+    with torch.no_grad():
+        assert_close(joining.split(layer, coarse, skip), expected, rtol=1e-12, atol=1e-12)
+    assert_close(joining.join(layer, coarse, skip), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(40, 48), (16, 20, 24), (16, 20, 23)])
+def test_a_network_computes_the_same_with_split_convolutions(size, monkeypatch) -> None:
+    network, x = VxmUNet(3, len(size)), torch.rand(1, 3, *size)
+    nn.init.normal_(network.head.get_parameter("weight"), std=0.1)
+    split, calls = joining.split, []
+    monkeypatch.setattr(joining, "LEAST", 1)
+    monkeypatch.setattr(joining, "split", lambda *inputs: calls.append(None) or split(*inputs))
+    with torch.no_grad():
+        ours = network(x)
+    assert len(calls) == (1 if 23 in size else 2 if len(size) == 3 else 3)
+    assert_close(ours, network(x).detach(), rtol=1e-4, atol=1e-5)

@@ -21,11 +21,13 @@ class Conv2d(nn.Conv2d):
 
 
 class Conv3d(nn.Conv3d):
-    """torch's, but on CPUs grids that its kernel hardly fits are computed in float32 (`too_small`)."""
+    """torch's, but on CPUs single samples go to oneDNN, and small grids are computed in float32 (`too_small`)."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As torch's."""
-        return _in_float32(self, input) if too_small(self, input) else super().forward(input)
+        if too_small(self, input):
+            return _in_float32(self, input)
+        return _by_onednn(self, input, self.weight, self.bias) if _alone(self, input) else super().forward(input)
 
 
 def too_small(layer: nn.Conv2d | nn.Conv3d, x: Float[Tensor, "b c *s"]) -> bool:
@@ -42,11 +44,35 @@ def too_small(layer: nn.Conv2d | nn.Conv3d, x: Float[Tensor, "b c *s"]) -> bool:
     return sixteen_bits and min(extents) < max(3, *layer.kernel_size)
 
 
+def _alone(layer: nn.Conv3d, x: Tensor) -> bool:
+    """Whether this is one sample in float32 on a CPU that has oneDNN.
+
+    torch 2.13 unfolds a single sample if its channels times its first two extents are at most 20,480, which takes up to
+    twelve times as long as oneDNN: its rule is one for planes, and overlooks how wide a volume is.
+    """
+    plain = x.device.type == "cpu" and x.dtype == layer.weight.dtype == torch.float32
+    return plain and _single(layer, x) and not torch.is_autocast_enabled("cpu")
+
+
+def _single(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> bool:
+    able = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # pyright: ignore[reportAttributeAccessIssue]
+    return able and x.ndim == 5 and len(x) == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _by_onednn(layer: nn.Conv2d | nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution that torch would take for two samples; its gradients are those that torch has for one."""
+    assert not isinstance(layer.padding, str)
+    return torch.mkldnn_convolution(x, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups)
+
+
 def _in_float32(layer: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
     """The convolution in float32; its result too, unless the layer itself is in 16 bits."""
-    bias = None if layer.bias is None else layer.bias.float()
+    weight, bias = layer.weight.float(), None if layer.bias is None else layer.bias.float()
     with torch.autocast("cpu", enabled=False):
-        result = layer._conv_forward(x.float(), layer.weight.float(), bias)
+        if _single(layer, x):
+            result = _by_onednn(layer, x.float(), weight, bias)
+        else:
+            result = layer._conv_forward(x.float(), weight, bias)
     return result.to(layer.weight.dtype)
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from dio_lightning.networks.blocks import (
     conv_leaky,
     max_pool,
 )
+from dio_lightning.networks.joining import join
 
 
 class VxmUNet(nn.Module):
@@ -87,9 +86,9 @@ class VxmUNet(nn.Module):
     def decode(self, bottom: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """The last features (b, last_channels, *s), to which `head` is applied."""
         x = bottom
-        for skip, block in zip(reversed(skips), [*self.decoder[1:], nn.Identity()], strict=True):
-            x = block(torch.cat([F.interpolate(x, skip.shape[2:], mode="nearest"), skip], 1))
-        return self.final(x)
+        for skip, block in zip(reversed(skips), [*self.decoder[1:], self.final], strict=True):
+            x = join(block, x, skip)
+        return x
 
     def _initialise(self) -> None:
         assert isinstance(self.head, nn.Conv2d | nn.Conv3d)
