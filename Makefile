@@ -45,8 +45,9 @@ test-poisoned: setup  ## the suite with NaN in all memory that nobody has writte
 bench: setup  ## speed and memory of the inner loop: a table and build/bench.json
 	$(BIN)/python benchmarks/bench.py
 
-bench-data: setup  ## speed and memory of the data that DIO_DATA names: a table and build/bench_data.json
+bench-data: setup  ## speed and memory of the data that DIO_DATA names, and of augmentation: tables and build/bench_*.json
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/augmenting.py
 
 bench-gpu: setup  ## what the library does on a GPU: build/gpu.json; goes on where it was cut off
 	$(BIN)/python benchmarks/gpu.py

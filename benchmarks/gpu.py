@@ -19,7 +19,7 @@ from time import monotonic
 
 from gpu_record import ROOT, Item, Progress, Record
 
-SECTIONS = ("versions", "tests", "methods", "memory", "speed")
+SECTIONS = ("versions", "tests", "kernels", "methods", "memory", "speed")
 SITE = ROOT / "build" / "gpu-site"
 
 

@@ -17,6 +17,7 @@ PACKAGES = (
     "torch",
     "numpy",
     "numba",
+    "triton",
     "scipy",
     "lightning",
     "monai",
@@ -117,6 +118,14 @@ def _pytest(options: list[str], progress: Progress) -> Found:
     return {"ok": ok, "passed": count, "failed": bad, "outcomes": outcomes, **({} if ok else {"tail": tail})}
 
 
+def kernels(machine: Machine) -> Iterator[tuple[str, Item]]:
+    """Every operator of the inner loop: beside double precision, and its share of a copy's bandwidth."""
+    from gpu_kernels import KERNELS, kernel
+
+    for name in KERNELS:
+        yield f"kernels/{name}", partial(_call, partial(kernel, machine, name))
+
+
 def methods(machine: Machine) -> Iterator[tuple[str, Item]]:
     """One training step of every method in 2-D and 3-D, beside the CPU's."""
     from gpu_methods import NAMES, training
@@ -150,6 +159,7 @@ def _call(function: Callable[[], Found], progress: Progress) -> Found:
 SECTIONS: dict[str, Callable[[Machine], Iterator[tuple[str, Item]]]] = {
     "versions": versions,
     "tests": tests,
+    "kernels": kernels,
     "methods": methods,
     "memory": memory,
     "speed": speed,

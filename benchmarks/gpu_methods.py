@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from time import perf_counter
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import yaml
 from gpu_checks import Machine
 from gpu_record import ROOT, Found
+from plain import plain
 from safetensors.torch import load_file
 from timing import Size, shifted_features
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch import Tensor
 from dio_lightning.callbacks.cost import peak_memory
 from dio_lightning.footprint import cost
 from dio_lightning.modules import DIO, DEQReg, RegistrationModule
-from dio_lightning.ops import match_numba, match_reference
 from dio_lightning.pair import Pair
 
 METHODS = ("dio", "deqreg", "deqreg12", "unrolling", "gradirn", "riir", "voxelmorph")
@@ -82,7 +82,8 @@ def training(machine: Machine, folder: str, name: str) -> Found:
     module, cpu = build(folder, name), torch.device("cpu")
     expected = _step(fewer(module), pair(size, cpu))
     there, images = copy.deepcopy(module).to(machine.device), pair(size, machine.device)
-    with full_float32(), plain_operators(machine.device):
+    # two implementations meet on a CPU that stands in for a GPU, too
+    with full_float32(), plain() if machine.device.type == "cpu" else nullcontext():
         found = _step(there, images)
         rounded = _step(in_precision(there, "bfloat16"), images)
         whole = (
@@ -133,21 +134,6 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
-@contextmanager
-def plain_operators(device: torch.device) -> Iterator[None]:
-    """On a CPU that stands in for a GPU: the operators in plain PyTorch, which are what a GPU runs."""
-    names = ("match", "match_adjoint", "match_blocks")
-    before = {name: getattr(match_numba, name) for name in names}
-    try:
-        if device.type == "cpu":
-            for name in names:
-                setattr(match_numba, name, getattr(match_reference, name))
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(match_numba, name, function)
 
 
 def flat(machine: Machine) -> Found:

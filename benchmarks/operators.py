@@ -1,12 +1,11 @@
 """The other operators of the inner loop against plain PyTorch, and local correlation and Dice against MONAI."""
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from monai.losses.image_dissimilarity import LocalNormalizedCrossCorrelationLoss
 from monai.metrics.meandice import DiceHelper
+from plain import plain
 from timing import Row, Size, Stopwatch, shifted_features
 from torch import Tensor
 from torch.testing import assert_close
@@ -14,20 +13,8 @@ from torch.testing import assert_close
 from dio_lightning.fields import compose, gaussian_smooth, warp
 from dio_lightning.metrics import dice_per_label
 from dio_lightning.ops import determinants, local_correlation, mutual_information, squared_differences
-from dio_lightning.ops.choice import VARIABLE
 
 LABELS = 32
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    """Every operator by its reference."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = "reference"
-    try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE) if before is None else os.environ.update({VARIABLE: before})
 
 
 def rows(size: Size, watch: Stopwatch) -> Iterator[Row]:

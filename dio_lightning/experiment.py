@@ -64,6 +64,7 @@ class RegistrationCLI(FolderCLI):
             FileNotFoundError, ValueError: for a command line that cannot be parsed or built.
         """
         self.runs, args = runs, with_models(with_shipped(args))
+        self.command = next(iter(args), "")
         self.named = folder is None and names_folder(args)
         self.folder = folder or default_folder(args)
         super().__init__(
@@ -118,7 +119,11 @@ class RegistrationCLI(FolderCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, RunConfig):
+                callback.text = self._config_text
+        return trainer
 
     def restore(self) -> None:
         """Put the weights that the command line names into the model, as the command would.
@@ -167,6 +172,10 @@ class RegistrationCLI(FolderCLI):
             self.model.examine(self.datamodule, str(self.subcommand))
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        if self.command in self.subcommands() and subcommand != self.command:
+            # bare, for it is not read: options of one command take as long as the rest of the parser
+            self._subcommand_method_arguments[subcommand] = []
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True} | SUBCOMMAND_DEFAULTS.get(subcommand, {}))
         return parser

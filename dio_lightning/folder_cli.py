@@ -1,8 +1,10 @@
 """What of the command line is about folders: where a run goes, what it may replace, and where its results lie."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dio_lightning.callbacks.writer import FieldWriter
@@ -86,7 +88,9 @@ class FolderCLI(LightningCLI):
         if self.subcommand != "test" or self.named or self.overwrite or self._config_now["ckpt_path"] in NAMED:
             return root
         for folder in numbered(root):
-            config["default_root_dir"] = self._config_now["trainer"]["default_root_dir"] = str(folder)
+            if str(folder) != config["default_root_dir"]:
+                config["default_root_dir"] = self._config_now["trainer"]["default_root_dir"] = str(folder)
+                vars(self).pop("_config_text", None)
             if not of_another(folder, self._config_text):
                 return folder
         return root
@@ -95,7 +99,12 @@ class FolderCLI(LightningCLI):
     def _config_now(self) -> Any:  # noqa: ANN401
         return self.config[str(self.subcommand)]
 
-    @property
+    @cached_property
     def _config_text(self) -> str:
-        """The resolved config as YAML."""
+        """The resolved config as YAML; written once for all that keep it, for that is a tenth of a second each time."""
         return self._parser(self.subcommand).dump(self._config_now, skip_none=False)
+
+    def _dump_config(self) -> None:
+        """Keep the same for the hyperparameters of model and data."""
+        if not hasattr(self, "config_dump"):
+            self.config_dump = yaml.safe_load(self._config_text)

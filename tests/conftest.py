@@ -9,6 +9,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # before anything imports Triton: where there is no GPU its interpreter runs the kernels (tests/test_triton.py)
+    os.environ["TRITON_INTERPRET"] = "1"
 PAGES = {"test_browser", "test_loggers", "test_notebook", "test_panels", "test_report_pages", "test_run_folders"}
 """Files whose tests look at pages, or at all that a run leaves."""
 

@@ -270,6 +270,7 @@ def _losses() -> Iterator[Case]:
 
     terms: dict[str, losses.Term] = {
         "FeatureDistance": losses.FeatureDistance(),
+        "SplineDistance": losses.SplineDistance(),
         "FeatureSimilarity": losses.FeatureSimilarity(losses.LNCC(5)),
         "MutualInformation": losses.MutualInformation(9),
         "Bending": losses.Bending(),
@@ -480,9 +481,11 @@ def _implicit() -> Iterator[Case]:
         found = fixed_point(_Contraction(c), torch.zeros_like(c), stop=stop, max_steps=12)
         return [found.value, found.steps, found.converged, found.failed]
 
-    def linear(g: Given) -> Tensor:
+    def linear(g: Given, symmetric: bool = False) -> Tensor:
         v = g.image(2)
         matrix = lambda w: w - 0.5 * fields.gaussian_smooth(w, 1.0)  # noqa: E731
+        if symmetric:
+            return implicit.conjugate_gradients(matrix, v, rtol=1e-6, max_steps=40)[0]
         return implicit.gmres(matrix, v, rtol=1e-6, max_steps=40, restart=20)[0]
 
     def stability(g: Given, radius: bool) -> Tensor:
@@ -519,6 +522,7 @@ def _implicit() -> Iterator[Case]:
         yield Case(f"implicit.{type(rule).__name__}", partial(steps, stop=rule), tolerance=1e-3)
     yield Case("implicit.batch.dot", lambda g: dot(g.field(), g.field()))
     yield Case("implicit.gmres", linear, gradients=False, tolerance=1e-3)
+    yield Case("implicit.conjugate_gradients", partial(linear, symmetric=True), gradients=False, tolerance=1e-3)
     yield Case("implicit.jacobian_energy", partial(stability, radius=False), tolerance=1e-3)
     yield Case("implicit.spectral_radius", partial(stability, radius=True), gradients=False, tolerance=3e-2)
     yield Case("implicit.piecewise_sum", pieces)

@@ -35,3 +35,17 @@ def test_a_small_folder_gets_a_row_for_each_cache(tmp_path, monkeypatch, capsys)
     assert "3 cases, a step of 0.01 s" in table and table.count("| toy |") == len(rows)
     with pytest.raises(ValueError, match="has 4 cases, expected 9"):
         loading.measure(tmp_path / "toy", "none", 9, str(tmp_path), 0.01, 1, [0])
+
+
+def test_every_change_is_timed_beside_a_training_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import augmenting  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setattr(augmenting, "ITERATIONS", (1, 1, 1))
+    out = tmp_path / "build/bench_augment.json"
+    augmenting.main(f"--sizes 16x20 16x12x14 --repetitions 1 --cpu-time --out {out}".split())
+    rows = json.loads(out.read_text())
+    assert list(rows) == ["16x20", "16x12x14"]
+    assert all(0 < row[name] < 60 for row in rows.values() for name in (*augmenting.CHANGES, "training step"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| seconds a pair | 16x20 | 16x12x14 |" and "%" in lines[4] and "%" not in lines[-1]

@@ -108,7 +108,9 @@ def test_a_file_imports_lower_floors_or_its_own_package(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parts[-2] in ("implicit", "ops")], ids=lambda p: p.name)
 def test_the_implicit_floor_imports_torch_alone(path: Path) -> None:
-    allowed = {"torch", "dio_lightning", "__future__"} | ({"numba", "numpy"} if path.parts[-2] == "ops" else set())
+    allowed = {"torch", "dio_lightning", "__future__"} | (
+        {"numba", "numpy", "triton"} if path.parts[-2] == "ops" else set()
+    )
     foreign = {name.split(".")[0] for name in imports(path)} - allowed
     import sys
 

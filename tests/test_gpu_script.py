@@ -3,6 +3,7 @@
 import json
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,15 @@ def script(monkeypatch):
 @pytest.mark.slow
 def test_every_section_runs_small_and_on_the_cpu(tmp_path, script, capsys) -> None:
     out = tmp_path / "deep" / "gpu.json"
-    items = ["versions", "methods/lab/dio", "methods/lab/voxelmorph", "memory/*", "speed/dio at *", "speed/deqreg at *"]
+    items = [
+        "versions",
+        "kernels/*",
+        "methods/lab/dio",
+        "methods/lab/voxelmorph",
+        "memory/*",
+        "speed/dio at *",
+        "speed/deqreg at *",
+    ]
     options = ["--out", str(out), "--items", *items]
     assert script[0].main(options) == 0
     assert ": done before" not in capsys.readouterr().out
@@ -33,8 +42,11 @@ def test_every_section_runs_small_and_on_the_cpu(tmp_path, script, capsys) -> No
     record = json.loads(out.read_text())
     assert record["device"] == "CPU, small" and len(record["sources"]) == 12
     found = record["items"]
+    kernels = import_module("gpu_kernels").KERNELS
     assert list(found) == [
-        *("versions", "methods/lab/dio", "methods/lab/voxelmorph", "memory/deqreg"),
+        "versions",
+        *(f"kernels/{name}" for name in kernels),
+        *("methods/lab/dio", "methods/lab/voxelmorph", "memory/deqreg"),
         *("speed/dio at half resolution", "speed/deqreg at half resolution"),
     ]
     assert all(item["ok"] and item["finished"] for item in found.values())

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from dio_lightning.checkpoint_files import read_checkpoint
 from dio_lightning.cli import main
 from dio_lightning.experiment import RegistrationCLI
 
@@ -37,6 +38,19 @@ def parsed(monkeypatch, arguments):
 def test_machine_files_change_the_trainer_only(file, monkeypatch):
     assert list(yaml.safe_load(file.read_text())) == ["trainer"]
     parsed(monkeypatch, ["fit", "--config", TINY, "--config", str(file)])
+
+
+def test_a_training_ends_where_validation_no_longer_gains(command, tmp_path):
+    """A rate of 0 gains nothing: the first validation is the best one, and two more are waited for."""
+    stops = ["--config", str(ROOT / "experiments/trainer/early_stopping.yaml"), "--trainer.callbacks.patience", "2"]
+    run = ["fit", "--config", TINY, *stops, "--trainer.max_epochs", "9", "--model.optimizer.lr", "0"]
+    run += ["--trainer.default_root_dir", str(tmp_path / "run")]
+    command(*run)
+    best, last = (read_checkpoint(tmp_path / f"run/checkpoints/{name}.ckpt") for name in ("best", "last"))
+    assert (best["epoch"], last["epoch"]) == (0, 2)
+    command(*run, "--ckpt_path", "last")
+    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["epoch"] == 3, "it counts on, not anew"
+    assert read_checkpoint(tmp_path / "run/checkpoints/best.ckpt")["epoch"] == 0
 
 
 def test_the_wandb_file_is_accepted_and_needs_no_account(monkeypatch):

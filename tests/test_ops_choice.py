@@ -1,6 +1,8 @@
 """What computes the operators: DIO_OPS, and what is installed."""
 
+import sys
 from importlib.machinery import ModuleSpec
+from subprocess import run
 from typing import Any
 
 import pytest
@@ -56,10 +58,59 @@ def test_without_numba_it_is_plain_pytorch_unless_numba_is_asked_for(monkeypatch
         choice._resolved.cache_clear()
 
 
+def test_each_device_has_its_own_best(monkeypatch) -> None:
+    installed = {"numba", "triton"}
+    monkeypatch.setattr(choice, "find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr(choice, "which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
+    monkeypatch.setattr(choice.torch.cuda, "is_available", lambda: True)
+    for name in ("CC", "DIO_OPS", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+
+    def here(name: str = "") -> list[str]:
+        monkeypatch.setenv("DIO_OPS", name)
+        choice._resolved.cache_clear()
+        return [ops.chosen(device) for device in ("cpu", "cuda", "mps")]
+
+    try:
+        assert here() == ["numba", "triton", "reference"]
+        assert here("numba") == ["numba", "reference", "reference"]
+        assert here("triton") == ["numba", "triton", "reference"], "what lies on the CPU beside a GPU is not refused"
+        assert here("reference") == ["reference"] * 3
+        monkeypatch.setattr(choice, "which", lambda name: None)
+        assert here() == ["numba", "reference", "reference"], "no compiler builds what launches kernels"
+        installed.clear()
+        assert here() == ["reference"] * 3
+        with pytest.raises(ValueError, match=r"DIO_OPS is 'triton', which is not installed"):
+            here("triton")
+    finally:
+        choice._resolved.cache_clear()
+
+
+def test_triton_needs_a_gpu_or_its_interpreter(monkeypatch) -> None:
+    monkeypatch.setattr(choice, "find_spec", lambda name: name)
+    monkeypatch.setattr(choice.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DIO_OPS", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    choice._resolved.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"DIO_OPS is 'triton', but there is no CUDA device: expected numba or"):
+            ops.chosen()
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert ops.chosen() == "triton"
+    finally:
+        choice._resolved.cache_clear()
+
+
+def test_importing_the_operators_imports_neither_numba_nor_triton() -> None:
+    code = "import sys, dio_lightning.ops; print(*{'numba', 'triton'} & set(sys.modules))"
+    done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
 def test_another_name_is_refused_before_any_work(monkeypatch) -> None:
     from dio_lightning import register
 
     monkeypatch.setenv("DIO_OPS", "cuda")
     image = torch.rand(6, 6, 6)
-    with pytest.raises(ValueError, match=r"DIO_OPS is 'cuda', expected numba or reference"):
+    with pytest.raises(ValueError, match=r"DIO_OPS is 'cuda', expected numba, triton or reference"):
         register(image, image)

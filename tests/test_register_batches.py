@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,14 +57,30 @@ def test_every_pair_gets_its_folder_and_its_row_and_a_broken_one_stops_no_other(
         assert (tmp_path / "out" / name / f"warped_{name[-2:]}_seg.nii.gz").exists()
     assert rows["fixed_m2"]["verdict"] == "failed" and "NaN" in rows["fixed_m2"]["sentence"]
     assert rows["fixed_m2"]["dice"] == "" and not (tmp_path / "out/fixed_m2").exists()
+    looked_at(tmp_path / "out", rows)
+
+
+def looked_at(out: Path, rows: dict[str, dict[str, str]]) -> None:
+    """Assert that the page has a row a pair, the failed one first, with links, pictures and numbers of the others."""
+    page = (out / "report.html").read_text()
+    assert page.index("fixed_m2") < page.index("fixed_m0") < page.index("fixed_m1")
+    links = re.findall(r'<th scope="row"><a href="([^"]+)"', page)
+    assert links == ["fixed_m0/report.html", "fixed_m1/report.html"] and all((out / link).is_file() for link in links)
+    for when in ("before", "after"):
+        assert page.count(f'aria-label="labels {when}"') == 2
+        panel = rf'aria-label="labels {when}".*?(<path .*?/>)'
+        assert re.search(panel, page, re.DOTALL)[1] == re.search(panel, (out / links[0]).read_text(), re.DOTALL)[1]
+    assert f"<td>{float(rows['fixed_m0']['dice']):.3f}</td>" in page and "has 1440 values that are NaN" in page
+    assert not re.search(r'(src|href)="(?!data:|#|fixed_m)', page) and "<section" in page
 
 
 def test_what_is_done_is_skipped_and_what_is_half_done_or_failed_is_done_again(command, tmp_path, capsys) -> None:
     path, out = table(tmp_path), tmp_path / "out"
     command("register", "--csv", path, "--out", "out", *RIGID)
     first, rows = written(out), results(out)
+    (out / "report.html").unlink()
     command("register", "--csv", path, "--out", "out", *RIGID)
-    assert written(out) == first and results(out) == rows
+    assert written(out) == first and results(out) == rows and "2 pairs registered" in (out / "report.html").read_text()
     assert "1/2 fixed_m0: good, done before" in capsys.readouterr().err
     (out / "fixed_m0/inverse.h5").unlink()
     command("register", "--csv", path, "--out", "out", *RIGID, "--json")
@@ -134,6 +151,9 @@ def test_a_table_of_something_else_is_not_replaced(command, tmp_path, capsys) ->
     lines = refused(command, capsys, "--csv", path, "--out", "out", *RIGID)
     assert "results.csv exists and is no table of register" in lines[0]
     assert (tmp_path / "out/results.csv").read_text() == "mine\n"
+    (tmp_path / "out/results.csv").rename(tmp_path / "out/report.html")
+    lines = refused(command, capsys, "--csv", path, "--out", "out", *RIGID)
+    assert "report.html exists and is no page of register" in lines[0]
 
 
 @pytest.mark.slow

@@ -247,7 +247,7 @@ def test_ctrl_c_in_a_table_keeps_the_pairs_that_are_done(jobs, stop, tmp_path) -
     rows = (folder / "results.csv").read_text().splitlines()[1:]
     done = {path.parent.name for path in folder.glob("*/report.json")}
     assert len(rows) == 1 and rows[0].partition(",")[0] in done
-    assert not [path for path in folder.rglob(".*")]
+    assert not [path for path in folder.rglob(".*")] and not (folder / "report.html").exists()
     for path in folder.glob("*/"):
         assert path.name in done
     deadline = time.monotonic() + 20

@@ -18,7 +18,7 @@ from dio_lightning.callbacks.report_page import page_of_test, ranked
 from dio_lightning.layers import Run
 from dio_lightning.pictures import Upright
 from dio_lightning.reports.curves import Curves
-from dio_lightning.reports.page import Download, Facts, Page, Section
+from dio_lightning.reports.page import NIIVUE, Download, Facts, Page, Section
 from dio_lightning.reports.pairs import pair_view
 from dio_lightning.reports.panels import panels
 from dio_lightning.reports.study import study_page, tables_of
@@ -54,6 +54,25 @@ def test_a_page_names_nothing_outside_and_escapes_what_it_is_given():
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in page and "@import" not in page
     (data,) = re.findall(r'href="data:text/csv;charset=utf-8;base64,([^"]+)"', page)
     assert base64.b64decode(data).decode() == "ä,b\n1,2\n"
+
+
+def test_a_page_with_the_viewer_carries_the_licences_of_all_that_it_bundles():
+    pair, u = oblique()
+    page = Page("x", [Section("Pair", [pair_view(Upright.of(pair, u), "x")])]).html()
+    (data,) = re.findall(r'href="data:text/plain;charset=utf-8;base64,([^"]+)"', page)
+    text = base64.b64decode(data).decode()
+    titles = re.findall(r"^=+\n(\S+).*\n=+$", text, re.MULTILINE)
+    # what npm installs with the package, and the three codecs that are compiled into the bundle
+    npm = "nifti-reader-js fflate gl-matrix array-equal @lukeed/uuid @lukeed/csprng @ungap/structured-clone zarrita"
+    npm += " @zarrita/storage reference-spec-reader unzipit uzip-module numcodecs"
+    assert titles[:13] == npm.split() and [title.strip(",") for title in titles[13:16]] == [
+        "C-Blosc",
+        "Zstandard",
+        "LZ4",
+    ]
+    assert NIIVUE.read_text().count("AGFzbQ") == 3, "WebAssembly in base64"
+    assert text.count("Copyright (c)") >= 15 and "Niivue" in text and "BSD 2-Clause" in text
+    assert "licences" not in Page("x", [Section("One", [Facts({"a": "b"})])]).html()
 
 
 def test_pairs_are_ranked_from_worst_to_best():

@@ -113,6 +113,9 @@ def test_runs_one_after_another_keep_each_others_files(command, capsys, tmp_path
     shown = capsys.readouterr().out
     assert shown.splitlines()[-1] == "wrote runs/tiny/test_2" and "DIO (Diffeomorphism)" in shown
     assert json.loads((run / "test_2/summary.json").read_text())["method"] == "DIO (Diffeomorphism)"
+    assert yaml.safe_load((run / "test_2/config_test.yaml").read_text())["trainer"]["default_root_dir"] == str(
+        Path("runs/tiny/test_2")
+    )
     assert json.loads((run / "test/summary.json").read_text())["method"] == "DIO"
     named = ["--trainer.default_root_dir", "runs/tiny/test"]
     assert "runs/tiny/test holds the scores of another configuration" in refused("test", *weights, *other, *named)

@@ -103,6 +103,9 @@ def test_a_wheel_holds_the_configs_and_neither_weights_nor_results(installed):
     (package,) = installed.parent.glob("lib/python*/site-packages/dio_lightning")
     said = wheels.run([str(installed / "python"), "-c", "import dio_lightning as d; print(d.__file__)"], installed)
     assert Path(said.strip()) == package / "__init__.py", "not this tree"
+    for name in ("LICENSE-niivue", "THIRD_PARTY-niivue.txt"):
+        (copy,) = package.parent.glob(f"dio_lightning-*.dist-info/licenses/**/{name}")
+        assert copy.read_bytes() == (package / "reports/vendor" / name).read_bytes()
     shipped = package / "experiments"
     files = [path for path in shipped.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".yaml"} and not list(shipped.glob("*/*/*"))

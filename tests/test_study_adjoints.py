@@ -12,14 +12,16 @@ from torch import nn
 
 from data_modules import SyntheticPairs
 from dio_lightning.features import Intensity
-from dio_lightning.implicit import Anderson, ImplicitAdjoint, Never, PhantomAdjoint, UnrolledAdjoint
+from dio_lightning.implicit import Anderson, GradientDescent, ImplicitAdjoint, Never, PhantomAdjoint, UnrolledAdjoint
 from dio_lightning.layers import OptimizerLayer, Run
 from dio_lightning.loaded import load
-from dio_lightning.losses import LNCC, Objective
+from dio_lightning.losses import LNCC, FeatureDistance, Objective, SplineDistance
 from dio_lightning.modules import DIO
 from dio_lightning.scores.records import Record, Records
 from dio_lightning.studies.adjoints import Adjoints, Method
 from dio_lightning.studies.equilibrium import compare, equilibrium, memory_of, reference_of
+from dio_lightning.transformations import FreeForm
+from dio_lightning.updates import Descent
 
 EXACT = ImplicitAdjoint(1e-3, 60, restart=60)
 COLUMNS = ("cosine", "norm_ratio", "cosine_jfb", "seconds", "saved_mb", "tensors_mb", "gmres_steps", "gmres_residual")
@@ -139,6 +141,25 @@ def test_at_rest_the_implicit_gradient_is_that_of_many_unrolled_steps(weights) -
     again, about = reference_of(problem, ImplicitAdjoint(1e-9, 1, restart=1), 60)
     assert about["reference"] == 60 and torch.equal(again, unrolled)
     assert 0 < about["reference_change"] < 0.01
+
+
+def test_dio_comes_to_rest_where_its_energy_is_smooth(weights) -> None:
+    """There unrolled steps come closer to the implicit gradient; interpolated linearly, minima sit in kinks."""
+    module, pair = first(weights["dio"])
+    layer = module.layer
+    layer.transformation, layer.field_sigma, layer.solver = FreeForm(), 0.0, GradientDescent(0.09)
+    residuals = []
+    for distance in (FeatureDistance(), SplineDistance()):
+        layer.update = Descent(0.0, 1.0, distance=distance)
+        problem = equilibrium(module, pair, 1, rest=400)
+        residuals.append(float(problem.solution.residual.max()))
+    assert residuals[1] <= 1e-5 < 1e-4 < residuals[0]
+    reference, about = reference_of(problem, EXACT, 20)
+    assert about["reference"] == 0 and about["spectral_radius"] > 0
+    assert torch.equal(problem.fresh().solution.value, problem.solution.value)
+    few, more = (compare(problem.fresh().gradient(PhantomAdjoint(steps))[0], reference) for steps in (15, 60))
+    assert few[0] + 0.03 < more[0] and few[1] + 0.1 < more[1]
+    assert more == pytest.approx((1.0, 1.0), abs=0.12), "the slowest errors shrink by a hundredth a step"
 
 
 def test_the_finest_level_starts_where_all_coarser_ones_have_ended() -> None:

@@ -25,6 +25,7 @@ from dio_lightning.losses import (
     LandmarkPrompt,
     MutualInformation,
     Objective,
+    SplineDistance,
     Term,
     TotalVariation,
     prompts,
@@ -37,6 +38,7 @@ from dio_lightning.updates import Descent, GaussNewton, ImageDescent
 TERMS: dict[str, Term] = {
     "features": FeatureDistance(),
     "features (mean)": FeatureDistance(normalise=False),
+    "features (splines)": SplineDistance(),
     "ssd": SSD(),
     "lncc": LNCC(5),
     "signed lncc": LNCC(3, signed=True),

@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "operators": chosen(),
+        "operators": f"{chosen()} on the CPU, {chosen('cuda')} on CUDA" if cuda else chosen(),
         "gpus": cuda,
         "commit": _git("rev-parse", "HEAD"),
         "changed": sorted((_git("diff", "HEAD", "--name-only") or "").split()),

@@ -2,6 +2,7 @@
 
 from dio_lightning.implicit.adjoints import Adjoint, ImplicitAdjoint, PhantomAdjoint, UnrolledAdjoint
 from dio_lightning.implicit.broyden import Broyden
+from dio_lightning.implicit.conjugate import conjugate_gradients
 from dio_lightning.implicit.descent import Adam, GradientDescent
 from dio_lightning.implicit.fixed_point import fixed_point
 from dio_lightning.implicit.gmres import gmres
@@ -33,6 +34,7 @@ __all__ = [
     "StopRule",
     "UnrolledAdjoint",
     "Update",
+    "conjugate_gradients",
     "fixed_point",
     "gmres",
     "iterate",

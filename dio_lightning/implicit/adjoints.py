@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from dio_lightning.implicit.batch import spread
+from dio_lightning.implicit.conjugate import conjugate_gradients
 from dio_lightning.implicit.gmres import gmres
 from dio_lightning.implicit.solution import AdjointReport, Solution, Update
 
@@ -87,11 +88,17 @@ class ImplicitAdjoint(Adjoint):
     The system is solved in the backward pass by GMRES(restart) with at most `max_steps` products J^T w; `update`
     must treat samples independently. How it went is in `Solution.backward`; a warning tells when `rtol` is missed;
     a sample whose w is not finite uses dL/dz* itself (JFB). J must not have 1 as an eigenvalue.
+
+    `symmetric`: conjugate gradients in the place of GMRES, which keep four fields however many products, and no
+    `restart` + 1. Right where the update descends on an energy without smoothing its gradient and z* is a strict
+    minimum, so that I - J, the Hessian, is symmetric and positive definite; where it is not positive definite, that
+    counts as not finite.
     """
 
     rtol: float = 1e-6
     max_steps: int = 50
     restart: int = 20
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         if self.rtol <= 0 or self.max_steps < 1 or self.restart < 1:
@@ -121,7 +128,12 @@ class ImplicitAdjoint(Adjoint):
             (back,) = torch.autograd.grad(fz, z, w, retain_graph=True, materialize_grads=True)
             return w - back
 
-        w, residual, report.steps = gmres(product, v, rtol=self.rtol, max_steps=self.max_steps, restart=self.restart)
+        solved = (
+            conjugate_gradients(product, v, rtol=self.rtol, max_steps=self.max_steps)
+            if self.symmetric
+            else gmres(product, v, rtol=self.rtol, max_steps=self.max_steps, restart=self.restart)
+        )
+        w, residual, report.steps = solved
         report.residual, report.converged = residual, residual <= self.rtol
         if not bool(report.converged.all()):
             warnings.warn(

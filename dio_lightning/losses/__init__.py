@@ -18,6 +18,7 @@ from dio_lightning.losses.regularity import (
     folding,
 )
 from dio_lightning.losses.similarity import LNCC, SSD, Similarity
+from dio_lightning.losses.spline_distance import SplineDistance
 from dio_lightning.losses.term import Energy, Term, slope_of
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Objective",
     "Regulariser",
     "Similarity",
+    "SplineDistance",
     "Term",
     "TotalVariation",
     "at_size",

@@ -1,4 +1,4 @@
-"""What computes the operators: the loops that Numba compiles, on the CPU, or plain PyTorch.
+"""What computes the operators: loops that Numba compiles, on the CPU, Triton's kernels, on CUDA, or plain PyTorch.
 
 Compiled loops do not run in a process that was forked after they had run: GNU's OpenMP, on which Numba's loops run in
 parallel, would end it. A loader's workers are forked.
@@ -6,12 +6,16 @@ parallel, would end it. A loader's workers are forked.
 
 import os
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from shutil import which
+from types import ModuleType
 
+import torch
 from torch import Tensor
 
 VARIABLE = "DIO_OPS"
-CHOICES = ("numba", "reference")
+CHOICES = ("numba", "triton", "reference")
 
 
 class _Pool:
@@ -26,31 +30,72 @@ def started() -> None:
     _Pool.started = True
 
 
-def chosen() -> str:
-    """What computes the operators on the CPU: what the environment variable DIO_OPS names, or the best that is here.
+def chosen(device: str = "cpu") -> str:
+    """What computes the operators: what the environment variable DIO_OPS names, or the best that is here.
+
+    A name rules where it can: numba on the CPU, triton on CUDA. Triton's interpreter (TRITON_INTERPRET=1) computes
+    tensors of the CPU, slowly, if DIO_OPS names triton.
+
+    Args:
+        device: the type of device whose tensors are computed, such as cpu or cuda.
 
     Returns:
-        numba, or reference for plain PyTorch.
+        numba, triton, or reference for plain PyTorch.
 
     Raises:
-        ValueError: for another name, and for numba where it is not installed.
+        ValueError: for another name, for what is not installed, and for triton with neither GPU nor interpreter.
     """
-    return _resolved(os.environ.get(VARIABLE, ""))
+    return _resolved(os.environ.get(VARIABLE, ""), device, _interpreted())
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 @cache
-def _resolved(name: str) -> str:
-    installed = find_spec("numba") is not None
+def _resolved(name: str, device: str, interpreted: bool) -> str:
     if name not in ("", *CHOICES):
-        raise ValueError(f"{VARIABLE} is {name!r}, expected numba or reference")
-    if name == "numba" and not installed:
-        raise ValueError(f"{VARIABLE} is 'numba', which is not installed: expected reference, or pip install numba")
-    return name or ("numba" if installed else "reference")
+        raise ValueError(f"{VARIABLE} is {name!r}, expected numba, triton or reference")
+    if name in ("numba", "triton") and find_spec(name) is None:
+        raise ValueError(f"{VARIABLE} is {name!r}, which is not installed: expected reference, or pip install {name}")
+    if name == "triton" and not (interpreted or torch.cuda.is_available()):
+        raise ValueError(
+            f"{VARIABLE} is 'triton', but there is no CUDA device: expected numba or reference, or "
+            "TRITON_INTERPRET=1, with which Triton's interpreter computes on the CPU, slowly"
+        )
+    if device == "cuda":
+        usable = name == "triton" or (not name and _runs_triton(interpreted))
+        return "triton" if usable else "reference"
+    if device != "cpu" or name == "reference":
+        return "reference"
+    if name == "triton" and interpreted:
+        return name
+    return "numba" if find_spec("numba") is not None else "reference"
+
+
+def _runs_triton(interpreted: bool) -> bool:
+    """Whether Triton is installed, with the C compiler that builds what launches its kernels."""
+    compiler = os.environ.get("CC") or which("gcc") or which("clang") or os.name == "nt"
+    return find_spec("triton") is not None and (interpreted or bool(compiler))
 
 
 def compiles(x: Tensor) -> bool:
     """Whether compiled loops compute it: on the CPU, if chosen, and not where their threads were lost in a fork."""
     return x.device.type == "cpu" and not _Pool.inherited and chosen() == "numba"
+
+
+def implementation(operator: str, x: Tensor) -> ModuleType | None:
+    """The file whose loops or kernels compute an operator of this tensor; None for plain PyTorch.
+
+    It is imported, and what it holds compiled, on first use: importing the library stays quick.
+    """
+    name = chosen(x.device.type)
+    return None if name == "reference" or (name == "numba" and _Pool.inherited) else _file(operator, name)
+
+
+@cache
+def _file(operator: str, name: str) -> ModuleType:
+    return import_module(f"dio_lightning.ops.{operator}_{name}")
 
 
 def _forget() -> None:

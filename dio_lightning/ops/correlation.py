@@ -2,7 +2,7 @@
 
 A window's variance is a difference of two sums. In float32 the sums of images that are far from zero beside their
 contrast, such as Hounsfield units, leave nothing of it, and where an image in [0, 1] is nearly constant little of its
-gradient. On the CPU the sums are compiled loops; elsewhere they are plain PyTorch, as is the second derivative.
+gradient. The sums are compiled loops or kernels (`ops.choice`), or plain PyTorch, as is the second derivative.
 """
 
 from functools import reduce
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from dio_lightning.ops.choice import compiles
+from dio_lightning.ops.choice import implementation
 
 FLOOR = 1e-5
 
@@ -71,13 +71,12 @@ class _Correlation(Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, window: int, signed: bool) -> Tensor:  # noqa: ANN401
-        ctx.window, ctx.signed = window, signed
-        if compiles(a):
-            from dio_lightning.ops import correlation_numba  # compiled on first use, as feature matching is
-
+        kernels = implementation("correlation", a)
+        ctx.window, ctx.signed, ctx.kernels = window, signed, kernels
+        if kernels is not None:
             # where only one image has a gradient, it is the first
             images = (b, a) if ctx.needs_input_grad[:2] == (False, True) else (a, b)
-            value, slopes = correlation_numba.mean(*images, window, FLOOR, signed, all(ctx.needs_input_grad[:2]))
+            value, slopes = kernels.mean(*images, window, FLOOR, signed, all(ctx.needs_input_grad[:2]))
             kept = (slopes,)
         else:
             kept = _moments(a.double(), b.double(), window)
@@ -93,12 +92,10 @@ class _Correlation(Function):
             return of_a, of_b, None, None
         of_each: list[Tensor | None] = [None, None]
         for place in (i for i in (0, 1) if ctx.needs_input_grad[i]):
-            if len(kept) == 1:
-                from dio_lightning.ops import correlation_numba
-
+            if ctx.kernels is not None:
                 images = (a, b) if place == 0 or all(ctx.needs_input_grad[:2]) else (b, a)
                 at = place if images[0] is a else 0
-                of_each[place] = correlation_numba.gradient(kept[0], images, at, ctx.window, float(gradients[0]))
+                of_each[place] = ctx.kernels.gradient(kept[0], images, at, ctx.window, gradients[0])
             else:
                 m = _Moments(*kept)
                 if place == 1:

@@ -26,13 +26,13 @@ def mean(a: Tensor, b: Tensor, window: int, floor: float, signed: bool, both: bo
     return value.sum() / a.numel(), slopes
 
 
-def gradient(slopes: Tensor, images: tuple[Tensor, Tensor], place: int, window: int, factor: float) -> Tensor:
+def gradient(slopes: Tensor, images: tuple[Tensor, Tensor], place: int, window: int, factor: Tensor) -> Tensor:
     """The derivative of factor times the mean correlation with respect to the image at this place, 0 or 1."""
     x, y = _lift(images[place]), _lift(images[1 - place])
     out, which = torch.empty_like(x), np.array([0, 1 + 2 * place, 2 + 2 * place])
     _threads()
     arrays = slopes.numpy(), which, x.numpy(), y.numpy(), _zeros(x, y)
-    correlation_kernels.gradient(*arrays, window // 2, ROWS, factor / x.numel(), out.numpy())
+    correlation_kernels.gradient(*arrays, window // 2, ROWS, float(factor) / x.numel(), out.numpy())
     return out.view(images[place].shape)
 
 

@@ -1,7 +1,7 @@
 """Joint histograms of two images with linear windows, and their mutual information with its gradient.
 
-A voxel touches four bins, so the cost does not grow with the number of bins. On the CPU the loops are compiled;
-elsewhere they are plain PyTorch, as is the second derivative.
+A voxel touches four bins, so the cost does not grow with the number of bins. Loops and kernels are compiled
+(`ops.choice`); the second derivative is plain PyTorch.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dio_lightning.ops.choice import compiles
+from dio_lightning.ops.choice import implementation
 
 SPREAD = 1e-4
 """Share of the mass that is spread evenly over all bins, so that the logarithm of an empty one is finite."""
@@ -83,11 +83,8 @@ def _of_counts(counts: Tensor) -> tuple[Tensor, Tensor]:
 def _slope(a: Tensor, b: Tensor, log: Tensor, weights: Tensor | None) -> Tensor:
     """Per voxel of a, the difference of two rows of a table (b, n, n), where b's intensity reads it."""
     steps = (log[:, 1:] - log[:, :-1]).contiguous()
-    if compiles(a):
-        from dio_lightning.ops import information_numba
-
-        return information_numba.slope(a, b, steps, weights)
-    return _read(a, b, steps, weights)
+    kernels = implementation("information", a)
+    return (_read if kernels is None else kernels.slope)(a, b, steps, weights)
 
 
 def _read(a: Tensor, b: Tensor, steps: Tensor, weights: Tensor | None) -> Tensor:
@@ -102,10 +99,9 @@ def _read(a: Tensor, b: Tensor, steps: Tensor, weights: Tensor | None) -> Tensor
 
 def _counted(a: Tensor, b: Tensor, bins: int, weights: Tensor | None) -> Tensor:
     """`_counts` by the backend of the device; without derivatives."""
-    if compiles(a):
-        from dio_lightning.ops import information_numba  # compiled on first use, as feature matching is
-
-        return information_numba.joint_counts(a, b, bins, weights)
+    kernels = implementation("information", a)
+    if kernels is not None and bins <= kernels.LARGEST:
+        return kernels.joint_counts(a, b, bins, weights)
     return _counts(a.detach().double(), b.detach().double(), bins, weights)
 
 

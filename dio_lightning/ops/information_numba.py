@@ -7,6 +7,8 @@ from torch import Tensor
 from dio_lightning.ops import information_kernels
 from dio_lightning.ops.match_numba import _threads
 
+LARGEST = 2**15
+"""Bins up to which the loops count: a bin's number has 32 bits."""
 _CHUNK = 2**15
 """Voxels that share a private histogram."""
 

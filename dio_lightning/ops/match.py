@@ -5,7 +5,7 @@ E(u) = Σ_x 1/C Σ_c r_c(x)²,   r_c(x) = M_c(x + u(x)) - F_c(x),   ρ(x) = ∂E
 for fixed features F and moving features M, (b, c, *s), and a displacement u, (b, d, *s), in voxels. The moving features
 are interpolated linearly and continued beyond the border. No warped feature volume is ever stored on the fast path.
 
-`match` is a custom operator: plain PyTorch wherever nothing better is registered, Numba on the CPU.
+`match` is a custom operator: plain PyTorch, Numba's loops on the CPU, Triton's kernels on CUDA (`ops.choice`).
 """
 
 from types import ModuleType
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dio_lightning.ops import match_reference
-from dio_lightning.ops.choice import compiles
+from dio_lightning.ops.choice import implementation
 
 
 class Blocks(NamedTuple):
@@ -61,45 +61,24 @@ def _check(fixed: Tensor, moving: Tensor, u: Tensor) -> None:
 
 @torch.library.custom_op("dio::match", mutates_args=())
 def _match(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    return match_reference.match(fixed, moving, u)
+    return _backend(u).match(fixed, moving, u)
 
 
 @torch.library.custom_op("dio::match_adjoint", mutates_args=())
 def _match_adjoint(
     fixed: Tensor, moving: Tensor, u: Tensor, of_value: Tensor, of_gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return match_reference.match_adjoint(fixed, moving, u, of_value, of_gradient)
+    return _backend(u).match_adjoint(fixed, moving, u, of_value, of_gradient)
 
 
 @torch.library.custom_op("dio::match_blocks", mutates_args=())
 def _match_blocks(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return match_reference.match_blocks(fixed, moving, u)
-
-
-@_match.register_kernel("cpu")
-def _match_cpu(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    return _backend(u).match(fixed, moving, u)
-
-
-@_match_adjoint.register_kernel("cpu")
-def _match_adjoint_cpu(
-    fixed: Tensor, moving: Tensor, u: Tensor, of_value: Tensor, of_gradient: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backend(u).match_adjoint(fixed, moving, u, of_value, of_gradient)
-
-
-@_match_blocks.register_kernel("cpu")
-def _match_blocks_cpu(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _backend(u).match_blocks(fixed, moving, u)
 
 
 def _backend(u: Tensor) -> ModuleType:
-    """The file whose functions compute on the CPU."""
-    if not compiles(u):
-        return match_reference
-    from dio_lightning.ops import match_numba  # compiled on first use: importing the library stays quick
-
-    return match_numba
+    """The file whose functions compute it."""
+    return implementation("match", u) or match_reference
 
 
 @_match.register_fake

@@ -1,8 +1,9 @@
-"""Linear interpolation, twice differentiable: `dio::interpolate` is compiled on the CPU, PyTorch's own elsewhere.
+"""Linear interpolation, twice differentiable: loops on the CPU, kernels on CUDA (`ops.choice`), or PyTorch's own.
 
 The first derivative is an operator too; the second is plain PyTorch on every device (`sampling_reference`).
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dio_lightning.ops import sampling_reference as reference
-from dio_lightning.ops.choice import compiles
+from dio_lightning.ops.choice import implementation
 
 LARGEST = 2**31 - 1
 """Voxels of the largest volume that is taken by compiled loops."""
@@ -40,33 +41,25 @@ def _plain_backward(
     return of_image if needs[0] else image.new_empty(0), of_points if needs[1] else points.new_empty(0)
 
 
-_interpolate = torch.library.custom_op("dio::interpolate", _plain, mutates_args=())
-_interpolate_backward = torch.library.custom_op("dio::interpolate_backward", _plain_backward, mutates_args=())
+@torch.library.custom_op("dio::interpolate", mutates_args=())
+def _interpolate(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
+    kernels = _kernels(image)
+    return (_plain if kernels is None else kernels.interpolate)(image, points, padding, relative)
 
 
-def _compiles(image: Tensor) -> bool:
-    """Whether the loops are compiled for it: they count the voxels of a volume in 32 bits."""
-    return compiles(image) and image.shape[2:].numel() <= LARGEST
-
-
-@_interpolate.register_kernel("cpu")
-def _interpolate_cpu(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
-    if not _compiles(image):
-        return _plain(image, points, padding, relative)
-    from dio_lightning.ops import sampling_numba  # compiled on first use, as feature matching is
-
-    return sampling_numba.interpolate(image, points, padding, relative)
-
-
-@_interpolate_backward.register_kernel("cpu")
-def _interpolate_backward_cpu(
+@torch.library.custom_op("dio::interpolate_backward", mutates_args=())
+def _interpolate_backward(
     gradient: Tensor, image: Tensor, points: Tensor, padding: str, relative: bool, needs: list[bool]
 ) -> tuple[Tensor, Tensor]:
-    if not _compiles(image):
-        return _plain_backward(gradient, image, points, padding, relative, needs)
-    from dio_lightning.ops import sampling_numba
+    kernels = _kernels(image)
+    return (_plain_backward if kernels is None else kernels.backward)(gradient, image, points, padding, relative, needs)
 
-    return sampling_numba.backward(gradient, image, points, padding, relative, needs)
+
+def _kernels(image: Tensor) -> ModuleType | None:
+    """Loops on the CPU count the voxels of a volume in 32 bits."""
+    if image.device.type == "cpu" and image.shape[2:].numel() > LARGEST:
+        return None
+    return implementation("sampling", image)
 
 
 @_interpolate.register_fake

@@ -1,16 +1,17 @@
 """What looks at the neighbours of a voxel along the axes: symmetric correlation, differences, their determinants.
 
-On the CPU compiled loops write one field and keep no other; elsewhere, and for half precision, it is plain PyTorch.
+Compiled loops and kernels write one field and keep no other; what they do not take is plain PyTorch (`ops.choice`).
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dio_lightning.ops.choice import compiles
+from dio_lightning.ops.choice import implementation
 
 Taps = Sequence[float]
 """Weights at distance 0, 1, …; one number, 1, leaves an axis as it is."""
@@ -26,10 +27,9 @@ def squared_differences(u: Tensor) -> tuple[Tensor, Tensor]:
 
     Both are differentiable where gradients are enabled.
     """
-    if _compiled(u) and not (torch.is_grad_enabled() and u.requires_grad):
-        from dio_lightning.ops import stencil_numba  # compiled on first use, as feature matching is
-
-        return stencil_numba.squared_differences(u)
+    kernels = None if torch.is_grad_enabled() and u.requires_grad else _kernels(u)
+    if kernels is not None:
+        return kernels.squared_differences(u)
     energy, slope = u.new_zeros(len(u)), torch.zeros_like(u)
     for axis in range(2, u.ndim):
         step = u.diff(dim=axis)
@@ -44,11 +44,8 @@ def determinants(u: Tensor) -> Tensor:
 
     Central differences, one-sided at the border; along an axis of one voxel nothing varies. No matrix is stored.
     """
-    if _compiled(u):
-        from dio_lightning.ops import stencil_numba
-
-        return stencil_numba.determinants(u)
-    return determinant(jacobian(u))
+    kernels = _kernels(u)
+    return determinant(jacobian(u)) if kernels is None else kernels.determinants(u)
 
 
 def jacobian(u: Tensor) -> Tensor:
@@ -75,11 +72,8 @@ class _Correlate(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, taps: list[Taps]) -> Tensor:  # noqa: ANN401
         ctx.taps = taps
-        if _compiled(x):
-            from dio_lightning.ops import stencil_numba
-
-            return stencil_numba.correlate(x, taps)
-        return reference(x, taps)
+        kernels = _kernels(x)
+        return (reference if kernels is None else kernels.correlate)(x, taps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
@@ -98,5 +92,8 @@ def reference(x: Tensor, taps: Sequence[Taps]) -> Tensor:
     return x
 
 
-def _compiled(x: Tensor) -> bool:
-    return compiles(x) and x.dtype in (torch.float32, torch.float64)
+def _kernels(x: Tensor) -> ModuleType | None:
+    """Loops on the CPU have no half precision."""
+    if x.device.type == "cpu" and x.dtype not in (torch.float32, torch.float64):
+        return None
+    return implementation("stencil", x)

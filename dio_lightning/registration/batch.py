@@ -1,9 +1,6 @@
 """`dio-lightning register --csv`: all pairs of a table, one after another or in several processes."""
 
 import argparse
-import csv
-import io
-import json
 import multiprocessing
 import os
 import signal
@@ -12,22 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from dio_lightning.allocation import keep_freed_memory
 from dio_lightning.errors import TERMINATED, debugging, fail, user_message
-from dio_lightning.files import write_atomic
-from dio_lightning.registration.command import FAILED, arguments_of
+from dio_lightning.registration.command import arguments_of
 from dio_lightning.registration.interrupts import end
 from dio_lightning.registration.progress import Progress, progress
 from dio_lightning.registration.single import check_folder, single
-
-COLUMNS = ("pair", "fixed", "moving", "verdict", "sentence", "information", "overlap", "folds", "inverse_mm")
-SCORES = ("dice", "tre")
-"""Columns of tables with label maps, or landmarks, of both images."""
-RESULTS = "results.csv"
-Row = dict[str, object]
 
 
 def batch(options: argparse.Namespace) -> None:
@@ -43,6 +32,7 @@ def batch(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"{options.csv} does not exist, expected a table of pairs")
     with progress(silent=options.quiet or options.json) as shown:
         shown.stage("reading the table")
+        from dio_lightning.registration.results import Results, row_of
         from dio_lightning.registration.table import Task, tasks_of
 
         check_folder(options.out)
@@ -56,16 +46,18 @@ def batch(options: argparse.Namespace) -> None:
         ]
         _stop(faults)
         worker = Worker(tasks[0].options)
-        table = Table(options.out / RESULTS, tasks, options.overwrite)
+        table = Results(options.out, tasks, options.overwrite)
         shown.total(len(tasks))
         for task in tasks:
             if task.name in before:
-                table.add(row := _row(task, before[task.name]))
+                table.add(row := row_of(task, before[task.name]))
                 shown.ended(f"{task.name}: {row['verdict']}, done before")
         todo: list[Task] = [task for task in tasks if task.name not in before]
+        table.begin(bool(todo))
         for task, report in _inline(worker, todo, shown) if options.jobs == 1 else spread(todo, options.jobs):
-            table.add(row := _row(task, report))
+            table.add(row := row_of(task, report))
             shown.ended(f"{task.name}: {row['verdict']}: {row['sentence']}")
+        table.write_page(options.command)
     table.say(options)
 
 
@@ -103,60 +95,13 @@ class Worker:
         """The report of a task, or why it has none."""
         shown.pair(task.name)
         notes = {"pair": task.name, "fingerprint": task.fingerprint}
-        arguments = {"outputs": task.outputs, "module": self.module, "notes": notes, "scores": task.truth.scores}
+        arguments = {"outputs": task.outputs, "module": self.module, "notes": notes, "truth": task.truth}
         try:
             return single(task.options, shown, **arguments).report
         except Exception as error:
             if debugging():
                 raise
             return user_message(error) or f"{type(error).__name__}: {error}"
-
-
-class Table:
-    """results.csv, written anew as each pair ends.
-
-    Args:
-        path: of the file.
-        tasks: the pairs, in the order of its rows.
-        overwrite: replace a file that is not of ours.
-
-    Raises:
-        FileExistsError: if such a file is there.
-    """
-
-    def __init__(self, path: Path, tasks: Sequence[Any], overwrite: bool) -> None:
-        self.path, self._order = path, {task.name: index for index, task in enumerate(tasks)}
-        scores = [name for name, given in zip(SCORES, ("labels", "points"), strict=True) if _any(tasks, given)]
-        self._columns, self.rows = [*COLUMNS, *scores, "seconds"], list[Row]()
-        if path.is_file() and not overwrite and not path.read_text(errors="replace").startswith("pair,fixed,moving,"):
-            raise FileExistsError(f"{path} exists and is no table of register: give --overwrite")
-
-    def add(self, row: Row) -> None:
-        """One pair more."""
-        self.rows = sorted([*self.rows, row], key=lambda one: self._order[str(one["pair"])])
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomic(self.path, text.getvalue())
-
-    def say(self, options: argparse.Namespace) -> None:
-        """The last words of the command; exits with code 3 if a pair has failed."""
-        verdicts = [row["verdict"] for row in self.rows]
-        counts = ", ".join(f"{verdicts.count(one)} {one}" for one in ("good", "doubtful", "failed"))
-        if options.json:
-            print(json.dumps({"pairs": self.rows}, indent=2))
-        else:
-            print(f"{len(verdicts)} pairs: {counts}")
-            print(f"wrote {self.path}" if options.quiet else f"wrote {options.out}, see {self.path}")
-        if "doubtful" in verdicts:
-            sys.stderr.write(f"dio-lightning: warning: {verdicts.count('doubtful')} results are doubtful\n")
-        if "failed" in verdicts:
-            raise SystemExit(FAILED)
-
-
-def _any(tasks: Sequence[Any], given: str) -> bool:
-    return any(getattr(task.truth, given) is not None for task in tasks)
 
 
 def _stop(faults: Sequence[str]) -> None:
@@ -167,18 +112,6 @@ def _stop(faults: Sequence[str]) -> None:
         fail(f"register: {len(faults)} things are wrong with the table, so no pair was begun")
     if faults:
         fail(f"register: {faults[0]}")
-
-
-def _row(task: Any, report: Mapping[str, Any] | str) -> Row:  # noqa: ANN401
-    """The row of a pair; of one without a report, why."""
-    row: Row = {"pair": task.name, "fixed": str(task.options.fixed), "moving": str(task.options.moving)}
-    if isinstance(report, str):
-        return {**row, "verdict": "failed", "sentence": report}
-    export = report.get("export", {})
-    if not export.get("passed", True):
-        row |= {"verdict": "failed", "sentence": export["sentence"]}
-    scores = report.get("scores", {})
-    return {**row, **report["quality"], **scores, "seconds": report["seconds"], **row}
 
 
 def _inline(worker: Worker, todo: Sequence[Any], shown: Progress) -> Iterator[tuple[Any, Mapping[str, Any] | str]]:

@@ -25,12 +25,18 @@ from dio_lightning.scores.table import Cell, Table
 from dio_lightning.transforms import Transform
 
 
-def standing(fixed: Scan, moving: Scan, transform: Transform) -> Upright:
-    """Both images and the whole transform as pictures have them; the moving image where its header places it."""
+def standing(fixed: Scan, moving: Scan, transform: Transform, labels: tuple[Scan, Scan] | None = None) -> Upright:
+    """Both images, their label maps and the whole transform as pictures have them.
+
+    The moving image and its labels stand where its header places them.
+    """
     image = seen_at(moving.normalised, moving.grid, np.eye(4)[None], fixed.grid)
-    affine = torch.from_numpy(fixed.grid.affine)[None]
-    u = transform.on_grid(fixed.grid.size, fixed.grid.affine).float()
-    return Upright.of(Pair(fixed=fixed.normalised, moving=image, affine=affine), u)
+    pair = Pair(fixed=fixed.normalised, moving=image, affine=torch.from_numpy(fixed.grid.affine)[None])
+    if labels is not None:
+        pair["fixed_label"] = labels[0].values.to(torch.int32)
+        carried = seen_at(labels[1].values, moving.grid, np.eye(4)[None], fixed.grid, "nearest")
+        pair["moving_label"] = carried.to(torch.int32)
+    return Upright.of(pair, transform.on_grid(fixed.grid.size, fixed.grid.affine).float())
 
 
 def title_of(fixed: Scan, moving: Scan) -> str:
@@ -58,6 +64,7 @@ def page_of(pair: Upright, title: str, report: Mapping[str, Any], curves: Sequen
         curves: of every deformable stage.
     """
     quality, text = report["quality"], json.dumps(report, indent=2)
+    numbers = {} if pair.dice is None else {"mean Dice": (f"{pair.dice[0]:.3f}", f"{pair.dice[1]:.3f}")}
     solves: list[Block] = [Plot(curves_svg(one), CAPTION) for one in curves if one.residual]
     run = {name: str(report[name]) for name in ("command", "fixed", "moving", "method") if report.get(name)}
     run |= {"warnings": "; ".join(report.get("warnings", [])) or "none"}
@@ -65,7 +72,7 @@ def page_of(pair: Upright, title: str, report: Mapping[str, Any], curves: Sequen
     return Page(
         title,
         [
-            Section("Pair", [pair_view(pair, title)]),
+            Section("Pair", [pair_view(pair, title, numbers=numbers)]),
             Section("Stages", [*([_stages(report)] if report.get("stages") else []), *solves]),
             Section("Run", [Facts(run), Download("report.json", text, "application/json"), Text("report.json", text)]),
         ],

@@ -89,7 +89,8 @@ def register(
     began = time.perf_counter()
     deformable = {"model": model, "transformation": transformation, "labels": fixed_labels, "landmarks": fixed_points}
     check_stages(stages, {**deformable, "terms": terms or None})
-    place, operators = device_of(device), chosen()
+    place = device_of(device)
+    operators = chosen(place.type)
     scans = Scan.of(fixed, fixed_affine, "the fixed image"), Scan.of(moving, moving_affine, "the moving image")
     check_dimensions({scan.name: len(scan.grid.size) for scan in scans})
     extra = given(scans, (fixed_labels, moving_labels), (fixed_points, moving_points))
@@ -121,7 +122,7 @@ def register(
     }
     if extra.points is not None:
         details["landmarks_mm"] = {"before": extra.distance(Chain()), "after": extra.distance(chain)}
-    return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)}, curves)
+    return Registration(*scans, chain, inverse, quality, {**details, **_cost(began, place)}, curves, extra.labels)
 
 
 def _check_overlap(fixed: Scan, moving: Scan, chain: Chain) -> None:

@@ -44,6 +44,7 @@ class Registration:
         quality: a verdict, and what it rests on.
         details: what was run, and for how long.
         curves: residual and energy over the steps of every deformable stage.
+        labels: label maps on the grids of both images, for pictures; None: there are none.
     """
 
     fixed: Scan
@@ -53,6 +54,7 @@ class Registration:
     quality: Quality
     details: Mapping[str, Any]
     curves: Sequence[Curves] = ()
+    labels: tuple[Scan, Scan] | None = None
 
     @property
     def inverse(self) -> Chain:
@@ -98,7 +100,7 @@ class Registration:
         """The page that `save` writes as report.html: one HTML text with all that it shows in it."""
         from dio_lightning.registration.picture import page_of, standing, title_of
 
-        pair = standing(self.fixed, self.moving, self.transform)
+        pair = standing(self.fixed, self.moving, self.transform, self.labels)
         return page_of(pair, title_of(self.fixed, self.moving), self.report(), self.curves).html()
 
     def view(self) -> Any:  # noqa: ANN401
@@ -120,7 +122,7 @@ class Registration:
         """What a notebook shows."""
         from dio_lightning.registration.picture import notebook_html, standing, title_of
 
-        pair = standing(self.fixed, self.moving, self.transform)
+        pair = standing(self.fixed, self.moving, self.transform, self.labels)
         return notebook_html(pair, title_of(self.fixed, self.moving), self.report())
 
     def save(
@@ -198,7 +200,7 @@ class Registration:
         for what in written.keys() & paths.keys():
             format = cast(Format, what if what in OTHERS else "itk")
             write_transform(paths[what], written[what], fixed, moving, format, overwrite=True)
-        pair = standing(self.fixed, self.moving, self.transform)
+        pair = standing(self.fixed, self.moving, self.transform, self.labels)
         draw(paths["picture"], pair, title_of(self.fixed, self.moving))
         return pair
 

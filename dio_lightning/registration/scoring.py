@@ -1,6 +1,6 @@
 """Scores of a result where something of the truth is given: label maps and landmarks of both images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from dio_lightning.headers import read_header
 from dio_lightning.metrics import dice_per_label
 from dio_lightning.registration.result import Registration
+from dio_lightning.registration.scan import Scan
 from dio_lightning.transforms import ImageGrid
 from dio_lightning.transforms.world import to_world
 
@@ -36,6 +37,16 @@ class Truth:
         if self.points is not None:
             scores["tre"] = tre(result, *self.points)
         return scores
+
+    def maps(self, result: Registration) -> tuple[Scan, Scan] | None:
+        """The label maps as the page of a result draws them, on the voxels of their images."""
+        if self.labels is None:
+            return None
+        fixed, moving = (
+            replace(Scan.of(path, name="a label map", contrast=False), grid=scan.grid)
+            for path, scan in zip(self.labels, (result.fixed, result.moving), strict=True)
+        )
+        return fixed, moving
 
 
 def dice(result: Registration, fixed: Path, moving: Path) -> float:

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dio_lightning.modules import RegistrationModule
     from dio_lightning.registration.outputs import Outputs
     from dio_lightning.registration.result import Registration
+    from dio_lightning.registration.scoring import Truth
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,6 @@ class Outcome:
         return str(quality["sentence"]) if quality["verdict"] == "doubtful" else ""
 
 
-Scores = Callable[["Registration"], Mapping[str, float]]
-
-
 def single(
     options: argparse.Namespace,
     shown: Progress,
@@ -57,7 +55,7 @@ def single(
     outputs: "Outputs | None" = None,
     module: "RegistrationModule | None" = None,
     notes: Mapping[str, Any] | None = None,
-    scores: Scores | None = None,
+    truth: "Truth | None" = None,
 ) -> Outcome:
     """Register the pair of the options and write what it leaves.
 
@@ -67,7 +65,7 @@ def single(
         outputs: where its files go; None: where the options say.
         module: the model of the options, if it is loaded already.
         notes: what the report says besides.
-        scores: measures the result, for the report.
+        truth: label maps and landmarks that the result is measured by, for the report; the maps are drawn on its page.
 
     Raises:
         FileNotFoundError, FileExistsError, ValueError: with one sentence, before any long work starts.
@@ -90,8 +88,9 @@ def single(
         images += [result.warp_labels(path) for path in options.warp_labels]
     shown.stage("writing")
     said: dict[str, Any] = {"command": options.command, "warnings": warned, **(notes or {})}
-    if scores is not None:
-        said["scores"] = scores(result)
+    if truth is not None:
+        said["scores"] = truth.scores(result)
+        result = replace(result, labels=truth.maps(result) or result.labels)
     look = None if examine is None else lambda transform, warped: examine(result, transform, warped)
     writers = [partial(save_image, image=image) for image in images]
     writers += [partial(file.write_warped, result=result) for file in points]

@@ -11,12 +11,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dio_lightning.files import write_atomic
+from dio_lightning.reports.gallery import Gallery
 from dio_lightning.reports.pairs import PairView
 from dio_lightning.scores.table import Table
 
 HERE = Path(__file__).parent
 NIIVUE = HERE / "vendor" / "niivue-0.69.0.umd.js"
 """The viewer, as its authors have published it."""
+LICENCES = ("LICENSE-niivue", "THIRD_PARTY-niivue.txt")
+"""Beside it: its own licence, and those of what is bundled with it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Download:
         return f"data:{self.kind};charset=utf-8;base64,{data}"
 
 
-Block = Table | Facts | Text | Plot | Download | PairView
+Block = Table | Facts | Text | Plot | Download | PairView | Gallery
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Page:
         sections = [section for section in self.sections if section.blocks]
         pairs = [block for section in sections for block in section.blocks if isinstance(block, PairView)]
         viewer = packed_viewer() if any(pair.volumes for pair in pairs) else ""
-        return _environment().get_template("page.html").render(page=self, sections=sections, viewer=viewer)
+        given = {"page": self, "sections": sections, "viewer": viewer, "licences": licences() if viewer else None}
+        return _environment().get_template("page.html").render(given)
 
 
 def write_page(path: Path, page: Page) -> None:
@@ -105,6 +109,13 @@ def write_page(path: Path, page: Page) -> None:
 def packed_viewer() -> str:
     """NiiVue, compressed and in base64: a third of its size."""
     return base64.b64encode(gzip.compress(NIIVUE.read_bytes(), 9, mtime=0)).decode()
+
+
+@cache
+def licences() -> Download:
+    """Of the viewer and of all that it bundles, which goes wherever a page with the viewer goes."""
+    texts = [(NIIVUE.parent / name).read_text(encoding="utf-8") for name in LICENCES]
+    return Download("licences of NiiVue.txt", "\n".join(texts), "text/plain")
 
 
 @cache

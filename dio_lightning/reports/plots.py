@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import TightLayoutEngine
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from dio_lightning.reports.curves import Curves
@@ -38,7 +39,7 @@ LEAST = 5
 def svg(figure: Figure) -> Markup:
     """A figure as part of a page."""
     file = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dio"}):
+    with _without_frames(figure), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dio"}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
@@ -50,6 +51,18 @@ def svg(figure: Figure) -> Markup:
     text = text.replace("<svg", f'<svg class="plot" style="max-width:{width:.0f}px"', 1)
     # black lines of a figure that was drawn for paper are the page's ink too
     return Markup(re.sub(f"{INK}|#000000", "currentColor", text).replace("\n", " "))
+
+
+@contextmanager
+def _without_frames(figure: Figure) -> Iterator[None]:
+    """Legends meanwhile have no boxes: white ones of a figure that was drawn for paper hide letters on a dark page."""
+    frames = [legend.get_frame() for legend in figure.findobj(Legend) if isinstance(legend, Legend)]
+    drawn = [frame.get_visible() for frame in frames]
+    for frame in frames:
+        frame.set_visible(False)
+    yield
+    for frame, visible in zip(frames, drawn, strict=True):
+        frame.set_visible(visible)
 
 
 @contextmanager
@@ -70,7 +83,7 @@ def boxes_svg(groups: Mapping[str, Mapping[str, Sequence[float]]], label: str) -
     lying = len(groups) > LYING
     each = 0.8 / len(methods)
     with styled():
-        length = 1.2 + len(groups) * (0.16 * len(methods) + 0.1)
+        length = 1.2 + len(groups) * (0.11 * len(methods) + 0.1)
         figure = Figure(figsize=(8.0, length) if lying else (max(4.5, length), 3.2), layout="tight")
         axis = figure.subplots()
         for place, method in enumerate(methods):
@@ -90,6 +103,7 @@ def boxes_svg(groups: Mapping[str, Mapping[str, Sequence[float]]], label: str) -
 def panels_svg(plots: Mapping[str, Mapping[str, Sequence[float]]]) -> Markup:
     """Boxes over pairs side by side, a panel a score with an axis of its own; in it a box a method."""
     methods = list(dict.fromkeys(method for plot in plots.values() for method in plot))
+    flat = {name for name, plot in plots.items() if not any(x for values in plot.values() for x in values)}
     with styled():
         columns = min(len(methods), 4)
         engine = TightLayoutEngine(rect=(0, 0, 1, 1 - 0.09 * -(-len(methods) // columns)))
@@ -98,6 +112,8 @@ def panels_svg(plots: Mapping[str, Mapping[str, Sequence[float]]]) -> Markup:
             for place, method in enumerate(methods):
                 _boxes(axis, [plot.get(method, [])], np.array([float(place)]), 0.6, _colour(place))
             axis.set(xticks=[], xlim=(-0.7, len(methods) - 0.3), ylabel=name)
+            if name in flat:  # zeros alone, as of folds: no axis of hundredths below them
+                axis.set(ylim=(-0.04, 1), yticks=[0, 1])
             axis.grid(axis="y", alpha=0.25, color=INK)
         figure.legend(
             handles=_handles(methods), loc="upper left", ncols=columns, frameon=False, bbox_to_anchor=(0.01, 1.0)

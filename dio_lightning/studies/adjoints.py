@@ -53,8 +53,12 @@ class Adjoints(PairStudy):
     compares = False
     phantom: Sequence[int] = option((1, 2, 3, 5, 10, 20), "phantom steps", metavar="T", many="+")
     solve_steps: int = option(500, "Anderson's steps to the fixed point of DEQReg at most", metavar="N")
+    rest: int = option(
+        0, "Anderson's steps at most that go on from DIO's solve, which ends before it is at rest", metavar="N"
+    )
     gmres_steps: int = option(100, "products of GMRES at most", metavar="N")
     gmres_rtol: float = option(1e-4, "its tolerance", float, "R")
+    conjugate: bool = option(False, "conjugate gradients in its place, where f descends on an energy", bool)
     unrolled: int = option(200, "steps from the solution that are unrolled where GMRES fails", metavar="N")
     whole: bool = option(True, "unroll the whole solve too, which needs the memory", bool)
 
@@ -62,8 +66,10 @@ class Adjoints(PairStudy):
         super().__post_init__()
         if not self.phantom or min(*self.phantom, self.solve_steps, self.gmres_steps, self.unrolled) < 1:
             raise ValueError(f"{self} has a number of steps below 1, or no phantom step")
-        if self.gmres_rtol <= 0:
-            raise ValueError(f"gmres_rtol is {self.gmres_rtol}, expected a positive number")
+        if self.gmres_rtol <= 0 or self.rest < 0:
+            raise ValueError(
+                f"gmres_rtol is {self.gmres_rtol} and rest {self.rest}, expected a positive number and at least 0"
+            )
 
     def check(self, loaded: Sequence["Loaded"]) -> None:
         """Adjoints are studied on DEQReg and DIO alone, as they are trained."""
@@ -86,7 +92,7 @@ class Adjoints(PairStudy):
         first = True
         for ids, pair in loaded.batches(self.limit):
             batch = ("; ".join(fixed for fixed, _ in ids), "; ".join(moving for _, moving in ids))
-            problem = equilibrium.equilibrium(loaded.module, pair, self.solve_steps)
+            problem = equilibrium.equilibrium(loaded.module, pair, self.solve_steps, self.rest)
             reference, about = equilibrium.reference_of(problem, self.exact(), self.unrolled)
             jfb, _ = problem.fresh().gradient(PhantomAdjoint())
             for method, adjoint in self.plan(loaded.module.steps).items():
@@ -105,7 +111,7 @@ class Adjoints(PairStudy):
         """The adjoint that is exact where GMRES converges."""
         from dio_lightning.implicit import ImplicitAdjoint
 
-        return ImplicitAdjoint(self.gmres_rtol, self.gmres_steps, restart=self.gmres_steps)
+        return ImplicitAdjoint(self.gmres_rtol, self.gmres_steps, self.gmres_steps, self.conjugate)
 
     def plan(self, steps: int) -> "dict[Method, Adjoint | None]":
         """The adjoints to compare; None is the unrolling of the whole solve, which takes `steps`."""
@@ -118,7 +124,7 @@ class Adjoints(PairStudy):
         }
         # unrolling from the solution is phantom steps without damping
         adjoints[Method("unrolled from the solution", steps)] = PhantomAdjoint(steps)
-        adjoints[Method("implicit, GMRES")] = self.exact()
+        adjoints[Method(f"implicit, {'CG' if self.conjugate else 'GMRES'}")] = self.exact()
         return adjoints | ({Method(WHOLE, steps): None} if self.whole else {})
 
     def tables(self, records: Records) -> list[str]:

@@ -82,11 +82,12 @@ class Equilibrium:
         return torch.cat([gradient.flatten() for gradient in through if gradient is not None]), end.backward
 
 
-def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium:
+def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int, rest: int = 0) -> Equilibrium:
     """The finest level at rest, from where the coarser ones have ended.
 
     A DEQReg takes Anderson's steps until the relative residual is 1e-5 or `max_steps` are taken; DIO is solved as it is
-    trained.
+    trained, and goes on by at most `rest` of Anderson's steps. It comes to rest only where its energy is smooth and
+    regularised (`SplineDistance`, λ > 0, no smoothing of the field).
     """
     work = module.work(pair)
     fixed, moving, grids = module.pyramids(work, pair)
@@ -94,6 +95,7 @@ def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium
     levels = pyramid(fixed, moving, grids, size, work)
     start = module.layer.finest(levels, size)[1].detach()
     level, pair = levels[-1], at_size(work, levels[-1].size)
+    solved: list[Solution] = []
 
     def at_rest() -> Equilibrium:
         f, m = (x.detach().requires_grad_(x.requires_grad) for x in (level.fixed, level.moving))
@@ -103,11 +105,20 @@ def equilibrium(module: DIO | DEQReg, pair: Pair, max_steps: int) -> Equilibrium
                 advance = problem.advance
                 solution = iterate(problem.update, start, Anderson(), max_steps=max_steps, stop=TIGHT, advance=advance)
             else:
-                solution = _as_trained(module, problem, start)
+                trained = _as_trained(module, problem, start)
+                if not solved:  # once: what a gradient uses up is the graph of the step, not where the solve ended
+                    solved.append(_rested(problem, trained, rest) if rest else trained)
+                solution = replace(solved[0], step=trained.step)
         cut = [x for x in (f, m) if x.requires_grad]
         return Equilibrium(module, pair, level, problem, start, solution, cut, at_rest if cut else None)
 
     return at_rest()
+
+
+def _rested(problem: Problem, solution: Solution, max_steps: int) -> Solution:
+    """The solution brought to rest."""
+    damped = Anderson(15, damping=0.8)  # a descent step of full length overshoots
+    return iterate(problem.update, solution.value, damped, max_steps=max_steps, stop=TIGHT, advance=problem.advance)
 
 
 def _as_trained(module: DIO | DEQReg, problem: Problem, start: Tensor) -> Solution:

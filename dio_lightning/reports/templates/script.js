@@ -52,17 +52,26 @@ const ORANGE = { R: [0, 230], G: [0, 159], B: [0, 0], A: [0, 255], I: [0, 255] }
 const WHITE = { R: [0, 255], G: [0, 255], B: [0, 255], A: [0, 190], I: [0, 255] };
 const MASK = { opacity: 0, cal_min: 0, cal_max: 1 };
 
+const OPTIONS = {
+  backColor: [0, 0, 0, 1], fontColor: [1, 0.69, 0, 1], crosshairColor: [1, 0.69, 0, 0.8], crosshairWidth: 0.4, isOrientationTextVisible: true, isCornerOrientationText: true,
+  loadingText: "", dragAndDropEnabled: false, multiplanarShowRender: 0, multiplanarLayout: 3, multiplanarEqualSize: false,
+  isColorbar: false, isResizeCanvas: true, isNearestInterpolation: true, sagittalNoseLeft: false,
+};
+
 async function open(box) {
   const niivue = await viewer();
   const files = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
-  const stage = box.querySelector(".stage");
-  stage.hidden = false;
-  const nv = new niivue.Niivue({
-    backColor: [0, 0, 0, 1], fontColor: [1, 0.69, 0, 1], crosshairColor: [1, 0.69, 0, 0.8], crosshairWidth: 0.4, isOrientationTextVisible: true, isCornerOrientationText: true,
-    loadingText: "", dragAndDropEnabled: false, multiplanarShowRender: 0, multiplanarLayout: 3, multiplanarEqualSize: false,
-    isColorbar: false, isResizeCanvas: true, isNearestInterpolation: true, sagittalNoseLeft: false,
-  });
-  await nv.attachToCanvas(stage.querySelector("canvas"));
+  box.querySelector(".stage").hidden = false;
+  const make = (canvas) => scene(niivue, files, canvas);
+  const scenes = [await make(box.querySelector("canvas.back"))];
+  controls(box, scenes, make);
+  return scenes;
+}
+
+// A canvas with all volumes of a pair, where each of them is, and the lines that are drawn into some of them.
+async function scene(niivue, files, canvas) {
+  const nv = new niivue.Niivue(OPTIONS);
+  await nv.attachToCanvas(canvas);
   nv.addColormap("dio_fixed", BLUE);
   nv.addColormap("dio_moving", ORANGE);
   nv.addColormap("dio_grid", WHITE);
@@ -87,8 +96,7 @@ async function open(box) {
   const grids = {};
   for (const name of ["sagittal", "coronal", "axial"]) grids[name] = (await volume(`${name}_grid`, MASK)).img;
   masks.grid = (v, plane) => grids[plane][v];
-  controls(box, nv, place, masks);
-  return nv;
+  return { nv, place, masks };
 }
 
 // Where a label ends within a plane: at voxel v, if its next one along an axis of the plane has another label.
@@ -119,18 +127,30 @@ function compose(nv, image, mask, view) {
   for (let j = 0; j < ny; j++) for (let i = 0; i < nx; i++) draw(at(i, j, z), "axial");
 }
 
-function controls(box, nv, place, masks) {
+// Swiping, a second canvas with the image above lies over the first one, cut off at a line; NiiVue itself has no such mode.
+function controls(box, scenes, make) {
   const field = (name) => box.querySelector(`[name="${name}"]`);
   const kinds = { three: 3, axial: 0, coronal: 1, sagittal: 2 };
-  const show = (name, opacity) => name in place && nv.setOpacity(place[name], opacity);
+  const [{ nv, place }] = scenes;
+  const swiping = () => field("how").value === "swipe";
   function refresh() {
     const above = field("above").value;
     const below = above === "warped" ? "moving" : "warped";
-    const share = Number(field("opacity").value) / 100;
-    box.querySelector("output").textContent = `${field("opacity").value} %`;
-    show(below, 0);
-    show(above, share);
+    scenes.forEach((one, index) => {
+      one.nv.setOpacity(place[below], 0);
+      one.nv.setOpacity(place[above], swiping() ? index : Number(field("opacity").value) / 100);
+    });
     field("toggle").textContent = `fixed ⇄ ${above}`;
+    box.querySelector(".side.left").textContent = above;
+    slide();
+  }
+  function slide() {
+    const share = Number(field("opacity").value);
+    box.querySelector("output").textContent = `${share} %`;
+    box.querySelector(".curtain").hidden = !swiping();
+    box.querySelector(".curtain").style.left = `${share}%`;
+    box.querySelector("canvas.front").hidden = !swiping();
+    box.querySelector("canvas.front").style.clipPath = `inset(0 ${100 - share}% 0 0)`;
   }
   function drawLines() {
     const above = field("above").value;
@@ -138,26 +158,53 @@ function controls(box, nv, place, masks) {
     for (const name of ["fixed", "moving", "warped"]) {
       wanted[`${name}_labels`] = field("labels").checked && (name === "fixed" || name === above);
     }
-    for (const [name, mask] of Object.entries(masks)) {
-      const image = nv.volumes[place[name]];
-      if (wanted[name]) compose(nv, image, mask, field("view").value);
-      image.opacity = wanted[name] ? 0.9 : 0;
+    for (const one of scenes) {
+      for (const [name, mask] of Object.entries(one.masks)) {
+        const image = one.nv.volumes[place[name]];
+        if (wanted[name]) compose(one.nv, image, mask, field("view").value);
+        image.opacity = wanted[name] ? 0.9 : 0;
+      }
+      one.nv.updateGLVolume();
     }
-    nv.updateGLVolume();
   }
-  field("opacity").addEventListener("input", refresh);
+  // The second canvas is made when it is asked for, and follows whatever the first one draws.
+  async function both() {
+    if (!swiping() || scenes.length > 1) return;
+    field("how").disabled = true;
+    box.querySelector("canvas.front").hidden = false;
+    const front = await make(box.querySelector("canvas.front"));
+    front.nv.setSliceType(kinds[field("view").value]);
+    scenes.push(front);
+    const draw = nv.drawScene.bind(nv);
+    nv.drawScene = (...given) => {
+      const drawn = draw(...given);
+      front.nv.scene.crosshairPos = [...nv.scene.crosshairPos];
+      front.nv.scene.pan2Dxyzmm = [...nv.scene.pan2Dxyzmm];
+      if (swiping()) front.nv.drawScene();
+      return drawn;
+    };
+    drawLines();
+    field("how").disabled = false;
+  }
+  field("opacity").addEventListener("input", () => (swiping() ? slide() : refresh()));
+  field("how").addEventListener("change", async () => {
+    await both();
+    refresh();
+    box.dataset.how = field("how").value;
+  });
   field("above").addEventListener("change", () => { refresh(); drawLines(); });
   field("labels").addEventListener("change", drawLines);
   field("grid").addEventListener("change", drawLines);
   field("toggle").addEventListener("click", () => {
     field("opacity").value = Number(field("opacity").value) > 50 ? 0 : 100;
-    refresh();
+    field("opacity").dispatchEvent(new Event("input"));
   });
   box.addEventListener("keydown", (event) => event.key === "t" && field("toggle").click());
   field("view").addEventListener("change", () => {
-    nv.setSliceType(kinds[field("view").value]);
+    for (const one of scenes) one.nv.setSliceType(kinds[field("view").value]);
     drawLines();
   });
+  drag(box.querySelector(".curtain"), field("opacity"));
   const text = box.querySelector(".place");
   let waiting = false;
   nv.onLocationChange = (location) => {
@@ -172,13 +219,24 @@ function controls(box, nv, place, masks) {
   refresh();
 }
 
+// The line of the swipe can be taken hold of.
+function drag(curtain, slider) {
+  curtain.addEventListener("pointerdown", (event) => curtain.setPointerCapture(event.pointerId));
+  curtain.addEventListener("pointermove", (event) => {
+    if (!curtain.hasPointerCapture(event.pointerId)) return;
+    const { left, width } = curtain.parentElement.getBoundingClientRect();
+    slider.value = Math.round((100 * (event.clientX - left)) / width);
+    slider.dispatchEvent(new Event("input"));
+  });
+}
+
 for (const box of document.querySelectorAll(".viewer")) {
   box.querySelector(".open").addEventListener("click", async (event) => {
     const button = event.target;
     button.disabled = true;
     button.textContent = "Loading …";
     try {
-      box.nv = await open(box);
+      box.scenes = await open(box);
       button.hidden = true;
       box.querySelector(".hint").hidden = true;
       box.dataset.ready = "true";

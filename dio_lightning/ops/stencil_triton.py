@@ -1,0 +1,159 @@
+"""Stencils on CUDA: neighbours are read again from the nearest cache, and nothing is written but results."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from dio_lightning.ops.grid_triton import jit, on, place, precision, share, tl, volume, wide
+
+BLOCK = 256
+"""Voxels of a program."""
+ROWS = 8
+"""Of these, the lines along an axis other than the last, so that their neighbours are read once."""
+
+
+@jit(do_not_specialize=["blocks", "voxels", "extent", "tail"])
+def _correlate(  # noqa: ANN202
+    x, taps, out, blocks, voxels, extent, inner, tail,  # noqa: ANN001
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, NUMBER: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Symmetric correlation along an axis whose voxels lie `inner` apart; with ROWS a program takes a tile of lines."""
+    sample, n = share(blocks, BLOCK, WIDE)
+    at, inside = n // inner % extent, n < voxels
+    if ROWS > 1:
+        width: tl.constexpr = BLOCK // ROWS
+        tile, within = tl.program_id(0) % blocks, tl.arange(0, BLOCK)
+        across, rows = (inner + width - 1) // width, (extent + ROWS - 1) // ROWS
+        line, at = tile // across // rows, tile // across % rows * ROWS + within // width
+        column = tile % across * width + within % width
+        inside = (at < extent) & (column < inner)
+        if WIDE:
+            line = line.to(tl.int64)
+        n = (line * extent + at) * inner + column
+    x += sample * voxels + n
+    total = tl.load(taps) * tl.load(x, inside, 0.0).to(NUMBER)
+    for t in range(1, tail + 1):
+        below = tl.load(x - t * inner, inside & (at >= t), 0.0).to(NUMBER)
+        above = tl.load(x + t * inner, inside & (at + t < extent), 0.0).to(NUMBER)
+        total += tl.load(taps + t) * (below + above)
+    tl.store(out + sample * voxels + n, total, inside)
+
+
+def correlate(x: Tensor, taps: Sequence[Sequence[float]]) -> Tensor:
+    """See `dio_lightning.ops.stencils.correlate`; one pass an axis, in float32 at least between them."""
+    x = x.detach().contiguous()
+    kept, number = precision(x)
+    total, size = x, x.shape[2:]
+    axes = [axis for axis, weights in enumerate(taps) if len(weights) > 1 or weights[0] != 1]
+    for axis in axes:
+        extent, inner, lines = size[axis], size[axis + 1 :].numel(), x.shape[1] * size[:axis].numel()
+        rows = 1 if inner < BLOCK // ROWS else ROWS
+        tiles = lines * -(-extent // ROWS) * -(-inner // (BLOCK // ROWS))
+        voxels = x.shape[1:].numel()
+        blocks = tiles if rows > 1 else -(-voxels // BLOCK)
+        out = torch.empty_like(x, dtype=x.dtype if axis == axes[-1] else kept)
+        weights = tuple(taps[axis][:extent])
+        with on(x):
+            _correlate[(len(x) * blocks,)](
+                *(total, _weights(weights, kept, x.device), out, blocks, voxels, extent, inner),
+                *(len(weights) - 1, rows, BLOCK, number, wide(x, values=2 * x.shape[1])),
+            )
+        total = out
+    return total.clone() if total is x else total
+
+
+@cache
+def _weights(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the device; copied there once, because a copy waits for all work that came before."""
+    with torch.inference_mode(False):
+        return torch.tensor(taps, dtype=dtype, device=device)
+
+
+@jit
+def _step(x, stride, exists, here, inside):  # noqa: ANN001, ANN202
+    """The difference to a neighbour, 0 where there is none."""
+    return tl.where(exists, tl.load(x + stride, inside & exists, 0.0).to(here.dtype) - here, 0.0)
+
+
+@jit(do_not_specialize=["blocks", "voxels", "s0", "s1", "s2"])
+def _differences(  # noqa: ANN202
+    u, energy, slope, blocks, voxels, s0, s1, s2,  # noqa: ANN001
+    D: tl.constexpr, BLOCK: tl.constexpr, NUMBER: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Of a program, the sum of squared forward differences; their slope at each voxel."""
+    sample, n = share(blocks, BLOCK, WIDE)
+    inside = n < voxels
+    i, j, k = place(n, s1, s2)
+    x = u + sample * voxels + n
+    here = tl.load(x, inside, 0.0).to(NUMBER)
+    up, down = _step(x, 1, k < s2 - 1, here, inside), _step(x, -1, k > 0, here, inside)
+    total, bend = up * up, up + down
+    up, down = _step(x, s2, j < s1 - 1, here, inside), _step(x, -s2, j > 0, here, inside)
+    total, bend = total + up * up, bend + up + down
+    if D == 3:
+        plane = s1 * s2
+        up, down = _step(x, plane, i < s0 - 1, here, inside), _step(x, -plane, i > 0, here, inside)
+        total, bend = total + up * up, bend + up + down
+    tl.store(energy + tl.program_id(0), tl.sum(tl.where(inside, total, 0.0), 0))
+    tl.store(slope + sample * voxels + n, -2 * bend, inside)
+
+
+def squared_differences(u: Tensor) -> tuple[Tensor, Tensor]:
+    """See `dio_lightning.ops.stencils.squared_differences`."""
+    u = u.detach().contiguous()
+    (b, c), voxels, (kept, number) = u.shape[:2], u.shape[2:].numel(), precision(u)
+    blocks = -(-voxels // BLOCK)
+    energy, slope = torch.empty(b, c * blocks, dtype=kept, device=u.device), torch.empty_like(u)
+    with on(u):
+        _differences[(b * c * blocks,)](
+            *(u, energy, slope, blocks, voxels, *volume(u), u.ndim - 2, BLOCK, number, wide(u, values=1))
+        )
+    return energy.sum(1, dtype=torch.float64).to(u.dtype), slope
+
+
+@jit
+def _central(x, place, extent, stride, inside, NUMBER: tl.constexpr):  # noqa: ANN001, ANN202
+    """Central difference along an axis, one-sided at the border; 0 along an axis of one voxel."""
+    below, above = (place > 0).to(tl.int32), (place < extent - 1).to(tl.int32)
+    low, high = tl.load(x - below * stride, inside, 0.0), tl.load(x + above * stride, inside, 0.0)
+    return (high.to(NUMBER) - low.to(NUMBER)) / tl.maximum(below + above, 1).to(NUMBER)
+
+
+@jit(do_not_specialize=["blocks", "voxels", "s0", "s1", "s2"])
+def _determinants(  # noqa: ANN202
+    u, out, blocks, voxels, s0, s1, s2,  # noqa: ANN001
+    D: tl.constexpr, BLOCK: tl.constexpr, NUMBER: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Of the Jacobian of id + u at each voxel."""
+    sample, n = share(blocks, BLOCK, WIDE)
+    inside = n < voxels
+    i, j, k = place(n, s1, s2)
+    x = u + sample * D * voxels + n
+    y = x
+    if D == 3:
+        y = x + voxels
+    z = y + voxels
+    b1, b2 = _central(y, j, s1, s2, inside, NUMBER) + 1, _central(z, j, s1, s2, inside, NUMBER)
+    c1, c2 = _central(y, k, s2, 1, inside, NUMBER), _central(z, k, s2, 1, inside, NUMBER) + 1
+    value = b1 * c2 - b2 * c1
+    if D == 3:
+        plane = s1 * s2
+        a0 = _central(x, i, s0, plane, inside, NUMBER) + 1
+        a1, a2 = _central(y, i, s0, plane, inside, NUMBER), _central(z, i, s0, plane, inside, NUMBER)
+        b0, c0 = _central(x, j, s1, s2, inside, NUMBER), _central(x, k, s2, 1, inside, NUMBER)
+        value = a0 * value - b0 * (a1 * c2 - a2 * c1) + c0 * (a1 * b2 - a2 * b1)
+    tl.store(out + sample * voxels + n, value, inside)
+
+
+def determinants(u: Tensor) -> Tensor:
+    """See `dio_lightning.ops.stencils.determinants`."""
+    u = u.detach().contiguous()
+    (b, d, *s), voxels = u.shape, u.shape[2:].numel()
+    out, blocks = u.new_empty(b, *s), -(-voxels // BLOCK)
+    with on(u):
+        _determinants[(b * blocks,)](
+            *(u, out, blocks, voxels, *volume(u), d, BLOCK, precision(u)[1], wide(u, values=d))
+        )
+    return out

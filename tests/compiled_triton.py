@@ -1,0 +1,73 @@
+"""Compiles every Triton kernel for an NVIDIA GPU, without one: what its interpreter runs its compiler may refuse.
+
+A process of its own, because the interpreter is chosen when Triton is imported. Prints one line a kernel: its name,
+bytes of registers that did not fit, and reads of sixteen bytes at once.
+"""
+
+import re
+import sys
+from pathlib import Path
+from subprocess import PIPE, run
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from dio_lightning.ops import correlation_triton, information_triton, match_triton, sampling_triton, stencil_triton
+
+TARGET = GPUTarget("cuda", 90, 32)
+PTXAS = Path(str(nvidia.__file__)).parent / "bin" / "ptxas"
+launch = JITFunction.run
+
+
+def compile_only(kernel: JITFunction, *arguments: Any, grid: Any, **options: Any) -> None:
+    """Stands for a launch."""
+    options.pop("warmup", None)
+    assembly = launch(kernel, *arguments, grid=grid, warmup=True, **options).asm["ptx"]
+    architecture = re.search(r"\.target (\w+)", assembly)
+    assert architecture is not None
+    with TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(assembly)
+        command = [PTXAS, "-v", f"--gpu-name={architecture[1]}", source, "-o", Path(folder, "kernel.o")]
+        said = run(command, check=True, stderr=PIPE, text=True).stderr
+    spilt = re.search(r"(\d+) bytes spill stores", said)
+    print(kernel.fn.__name__, spilt and spilt[1], len(re.findall(r"ld\.global[^;]*\.v4", assembly)))
+
+
+def main() -> int:
+    """Runs what launches every kernel, on a small volume and a plane."""
+    none = SimpleNamespace(
+        get_current_target=lambda: TARGET,
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device=0: 0,
+    )
+    driver.set_active(none)
+    JITFunction.run = compile_only
+    size, one = (8, 16, 16), torch.ones(1)
+    x, u = torch.rand(1, 1, *size), torch.rand(1, 3, *size)
+    features = torch.rand(1, 16, *size).to(memory_format=torch.channels_last_3d)
+    match_triton.match_blocks(features, features, u)
+    match_triton.match_adjoint(features, features, u, one, u)
+    sampling_triton.interpolate(u, u, "border", True)
+    sampling_triton.backward(u, u, u, "zeros", True, [True, True])
+    stencil_triton.correlate(u, [[0.5, 0.2]] * 2)
+    stencil_triton.squared_differences(u)
+    stencil_triton.determinants(u)
+    _, slopes = correlation_triton.mean(x, x, 5, 1e-5, False)
+    correlation_triton.gradient(slopes, (x, x), 1, 5, one)
+    flat = x.flatten(1)
+    information_triton.joint_counts(flat, flat, 32, None)
+    information_triton.slope(flat, flat, torch.rand(1, 31, 32, dtype=torch.float64), None)
+    plane, v = features[:, :, 0], u[:, 1:, 0]
+    match_triton.match(plane, plane, v)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
