@@ -274,6 +274,29 @@ def test_an_empty_batch_gives_empty_results() -> None:
     assert [len(x) for x in (*stencil_triton.squared_differences(none), stencil_triton.determinants(none))] == [0] * 3
 
 
+def test_double_precision_of_one_is_that_of_all() -> None:
+    fixed, moving, u = features((2, 3), 2)
+    single = u.float()
+    expected = match_reference.match(fixed, moving, single.double())
+    value, gradient = match_triton.match(fixed, moving, single)
+    assert_close((value, gradient), tuple(x.float() for x in expected), rtol=1e-6, atol=1e-6)
+    value = sampling_triton.interpolate(moving, single, "border", True)
+    exact = sampling_triton.interpolate(moving, single.double(), "border", True)
+    assert_close(value, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_additions_without_order_are_refused_where_order_is_asked_for(monkeypatch) -> None:
+    class OnCuda:
+        is_cuda = True
+
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    with pytest.raises(RuntimeError, match="the adjoint adds in no fixed order on CUDA"):
+        grid_triton.unordered("the adjoint", OnCuda())  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(torch, "is_deterministic_algorithms_warn_only_enabled", lambda: True)
+    with pytest.warns(UserWarning, match="adds in no fixed order"):
+        grid_triton.unordered("the adjoint", OnCuda())  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.slow
 def test_every_kernel_compiles_for_a_gpu_and_reads_features_sixteen_bytes_at_once(tmp_path) -> None:
     """Without one: what the interpreter runs the compiler may refuse."""
