@@ -21,23 +21,26 @@ from triton.runtime.jit import JITFunction
 from dio_lightning.ops import correlation_triton, information_triton, match_triton, sampling_triton, stencil_triton
 
 TARGET = GPUTarget("cuda", 90, 32)
-PTXAS = Path(str(nvidia.__file__)).parent / "bin" / "ptxas"
+ASSEMBLERS = sorted(Path(str(nvidia.__file__)).parent.glob("bin/ptxas*"))
+"""One or more, by age of the architecture; which of them Triton takes is its own affair."""
 launch = JITFunction.run
 
 
-def compile_only(kernel: JITFunction, *arguments: Any, grid: Any, **options: Any) -> None:
+def compile_only(kernel: JITFunction, *arguments: Any, grid: Any, **settings: Any) -> None:
     """Stands for a launch."""
-    options.pop("warmup", None)
-    assembly = launch(kernel, *arguments, grid=grid, warmup=True, **options).asm["ptx"]
+    settings.pop("warmup", None)
+    assembly = launch(kernel, *arguments, grid=grid, warmup=True, **settings).asm["ptx"]
     architecture = re.search(r"\.target (\w+)", assembly)
     assert architecture is not None
     with TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(assembly)
-        command = [PTXAS, "-v", f"--gpu-name={architecture[1]}", source, "-o", Path(folder, "kernel.o")]
-        said = run(command, check=True, stderr=PIPE, text=True).stderr
+        options = ["-v", f"--gpu-name={architecture[1]}", source, "-o", Path(folder, "kernel.o")]
+        attempts = [run([assembler, *options], stderr=PIPE, text=True) for assembler in ASSEMBLERS]
+    said = next(attempt.stderr for attempt in attempts if attempt.returncode == 0)
     spilt = re.search(r"(\d+) bytes spill stores", said)
-    print(kernel.fn.__name__, spilt and spilt[1], len(re.findall(r"ld\.global[^;]*\.v4", assembly)))
+    name = f"{kernel.fn.__module__.rpartition('.')[2]}.{kernel.fn.__name__}"
+    print(name, spilt and spilt[1], len(re.findall(r"ld\.global[^;]*\.v4", assembly)))
 
 
 def main() -> int:

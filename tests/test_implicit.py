@@ -1,6 +1,7 @@
 """Solvers x adjoints against closed forms, in float64; a new solver is one entry in CASES, an adjoint in ADJOINTS."""
 
 import gc
+from importlib import import_module
 from typing import NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from dio_lightning.implicit import (
     PhantomAdjoint,
     Picard,
     Residual,
+    Solution,
     Solver,
     Stagnation,
     UnrolledAdjoint,
@@ -246,6 +248,28 @@ def test_samples_do_not_touch_each_other(solver: Solver) -> None:
     assert together.residual[1].isinf()
     found, expected = gradient(together.value[:1], b)[0], gradient(alone.value, b)[0]
     assert_close(found[:1], expected[:1], atol=0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_looking_seldom_changes_nothing(solver: Solver, monkeypatch) -> None:
+    """As a solve on a GPU does, which the host must not wait for: samples stop, fail and end at the same state."""
+    z0, b = fields(3, 6), fields(3, 6, seed=2)
+
+    def solve(every: int) -> tuple[Solution, Unruly]:
+        monkeypatch.setattr(import_module("dio_lightning.implicit.iterate"), "_looks", lambda z: every)
+        update = Unruly(b)
+        with torch.no_grad():
+            return iterate(update, z0, solver, max_steps=30, stop=Residual(1e-2)), update
+
+    (expected, calls), (seldom, more) = solve(1), solve(4)
+    assert_close(seldom.value, expected.value, atol=1e-14, rtol=1e-14)
+    assert_close(seldom.residual, expected.residual, atol=0, rtol=1e-10)
+    for name in ("steps", "converged", "failed"):
+        assert torch.equal(getattr(seldom, name), getattr(expected, name))
+    assert calls.calls <= more.calls < calls.calls + 4
+    if seldom.step is not None and expected.step is not None:
+        steps = seldom.step(expected.value)[:1], expected.step(expected.value)[:1]
+        assert_close(*steps, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("adjoint", [PhantomAdjoint(), PhantomAdjoint(3), ImplicitAdjoint()], ids=repr)

@@ -13,6 +13,10 @@ from dio_lightning.implicit.stopping import Evaluation, Residual, StopRule
 
 Advance = Callable[[Tensor, Tensor], Tensor]
 """(z, increment) -> next z, all (b, ...)."""
+LOOK = 8
+"""Evaluations between two looks at how many samples are still iterated, where a look waits for a GPU."""
+SMALL = 2**22
+"""Elements of a state that is looked at so seldom; beyond, holding stopped samples costs more than to wait."""
 Observe = Callable[[int, Tensor, Evaluation | None], None]
 """(steps taken, z (b, ...), what f showed at z): sees every state from z0 on and must not change it."""
 
@@ -43,15 +47,18 @@ def iterate(
     state = solver.init(z)
     tally = _Tally.start(z, divergence)
     memory = stop.init(tally.residual)
+    every = 1 if observe is not None else _looks(z)
     for taken in range(max_steps):
         r, evaluation = _evaluate(update, z)
         if observe is not None:
             observe(taken, z, evaluation)
         fired, memory = stop(evaluation, memory)
-        count = tally.see(evaluation, fired)
+        tally.see(evaluation, fired)
+        count = int(tally.active.sum()) if taken % every == 0 else -1
         if count == 0:
             break
-        active = None if count == len(z) else tally.active
+        # where nobody looks, the samples that have stopped are held by a mask, which no host has to read
+        active = None if every == 1 and count == len(z) else tally.active
         if active is not None:
             r = torch.where(spread(active, r), r, 0)
         z, state = _move(solver, advance, z, r, state, active, tally)
@@ -85,8 +92,8 @@ class _Tally:
             ~off, off, off, torch.zeros_like(off, dtype=torch.int64), residual, divergence, torch.zeros_like(residual)
         )
 
-    def see(self, evaluation: Evaluation, fired: Tensor) -> int:
-        """Judge one evaluation; the number of samples still active."""
+    def see(self, evaluation: Evaluation, fired: Tensor) -> None:
+        """Judge one evaluation."""
         residual = evaluation.residual
         if self.evaluations < 2:
             self.limit = torch.maximum(self.limit, torch.where(residual > 0, self.divergence * residual, torch.inf))
@@ -98,7 +105,11 @@ class _Tally:
         self.failed = self.failed | (self.active & broken)
         self.converged = self.converged | (self.active & fired & ~broken)
         self.active = self.active & ~broken & ~fired
-        return int(self.active.sum())
+
+
+def _looks(z: Tensor) -> int:
+    """Every how many evaluations the host looks whether all samples have stopped; what they come to is the same."""
+    return LOOK if z.is_cuda and z.numel() <= SMALL and not torch.is_grad_enabled() else 1
 
 
 def _evaluate(update: Update, z: Tensor) -> tuple[Tensor, Evaluation]:

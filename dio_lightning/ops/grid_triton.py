@@ -5,6 +5,7 @@ skips. Numbers are computed in float32, and in float64 where the input has it. A
 offsets within it have 64 bits where 32 are too few (WIDE).
 """
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -49,9 +50,24 @@ def wide(*tensors: Tensor, values: int = 7) -> bool:
     return max(*spans, *(values * x.shape[2:].numel() for x in tensors)) > LARGEST
 
 
-def precision(x: Tensor) -> tuple[torch.dtype, Any]:
-    """What a tensor's numbers are computed in, for PyTorch and for Triton."""
-    return (torch.float64, tl.float64) if x.dtype == torch.float64 else (torch.float32, tl.float32)
+def precision(*tensors: Tensor) -> tuple[torch.dtype, Any]:
+    """What their numbers are computed in, for PyTorch and for Triton: float64 where one of them has it."""
+    double = any(x.dtype == torch.float64 for x in tensors)
+    return (torch.float64, tl.float64) if double else (torch.float32, tl.float32)
+
+
+def unordered(operator: str, x: Tensor) -> None:
+    """Is called before atomic additions, whose order differs from run to run on a GPU.
+
+    Raises:
+        RuntimeError: where PyTorch was asked for deterministic algorithms alone, as its own operators do.
+    """
+    if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return
+    sentence = f"{operator} adds in no fixed order on CUDA, but torch.use_deterministic_algorithms asks for one"
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(sentence)
+    warnings.warn(sentence, stacklevel=2)
 
 
 def on(x: Tensor) -> AbstractContextManager:

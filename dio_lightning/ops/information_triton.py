@@ -64,7 +64,7 @@ def _counts(  # noqa: ANN202
 def joint_counts(a: Tensor, b: Tensor, bins: int, weights: Tensor | None) -> Tensor:
     """See `ops.information._counts`: images (b, n), result (b, bins, bins) float64, summed in it between programs."""
     x, y = a.detach().contiguous(), b.detach().contiguous()
-    kept, number = precision(torch.empty(0, dtype=torch.promote_types(x.dtype, y.dtype)))
+    kept, number = precision(x, y)
     parts = -(-x.shape[1] // (BLOCK * STEPS))
     out = torch.empty(len(x), parts, bins, bins, dtype=kept, device=x.device)
     mass = x if weights is None else weights.expand(len(x), -1).contiguous()

@@ -7,7 +7,7 @@ their order, and so the last digits, differ from run to run.
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.grid_triton import jit, on, precision, share, strides, tl, volume, wide, write
+from dio_lightning.ops.grid_triton import jit, on, precision, share, strides, tl, unordered, volume, wide, write
 from dio_lightning.ops.match_triton import between, cells, tiles
 
 
@@ -84,7 +84,8 @@ def match_adjoint(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `match_triton.match_adjoint`; gradients of features have channels last in memory."""
     fixed, moving, u = fixed.detach(), moving.detach(), u.detach().contiguous()
-    kept, number = precision(u)
+    kept, number = precision(fixed, moving, u)
+    unordered("the adjoint of feature matching", u)
     (b, c), s, sizes = fixed.shape[:2], u.shape[2:], tiles(fixed, u)
     of_fixed = torch.empty(b, *s, c, dtype=fixed.dtype, device=u.device)
     of_moving = torch.zeros(b, *s, c, dtype=kept, device=u.device)

@@ -142,7 +142,7 @@ def match_adjoint(
 def _run(fixed: Tensor, moving: Tensor, u: Tensor, blocks: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     fixed, moving, u = fixed.detach(), moving.detach(), u.detach().contiguous()
     b, d, *s = u.shape
-    kept, number = precision(u)
+    kept, number = precision(fixed, moving, u)
     sizes = tiles(fixed, u)
     energy = torch.empty(b, sizes.blocks, dtype=kept, device=u.device)
     gradient, none = torch.empty_like(u), u.new_empty(0)

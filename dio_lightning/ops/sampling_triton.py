@@ -7,7 +7,7 @@ so the last digits, differ from run to run. Values and gradients of points need 
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.grid_triton import jit, on, place, precision, share, strides, tl, volume, wide, write
+from dio_lightning.ops.grid_triton import jit, on, place, precision, share, strides, tl, unordered, volume, wide, write
 
 BLOCK = 128
 """Points of a program."""
@@ -103,7 +103,7 @@ def _forward(  # noqa: ANN202
 
 
 def interpolate(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
-    """See `dio_lightning.ops.sampling.interpolate`; computed in float32, in float64 where the points are that."""
+    """See `dio_lightning.ops.sampling.interpolate`; computed in float32, in float64 where image or points are that."""
     image, points = image.detach(), points.detach().contiguous()
     (b, d, *t), c = points.shape, image.shape[1]
     total = points.shape[2:].numel()
@@ -111,7 +111,7 @@ def interpolate(image: Tensor, points: Tensor, padding: str, relative: bool) -> 
     with on(points):
         _forward[(b * blocks,)](
             *(image, points, out, blocks, total, *volume(image), *volume(points)[1:], c, *strides(image)),
-            *(d, padding == "zeros", relative, precision(points)[1], BLOCK, wide(image, out, values=max(c, 3))),
+            *(d, padding == "zeros", relative, precision(image, points)[1], BLOCK, wide(image, out, values=max(c, 3))),
         )
     return out
 
@@ -188,7 +188,9 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients with respect to image and points; what is not needed is empty, points that are not finite give 0."""
     g, image, points = gradient.detach().contiguous(), image.detach(), points.detach().contiguous()
-    (b, d, *_), (images, c), (kept, number) = points.shape, image.shape[:2], precision(points)
+    (b, d, *_), (images, c), (kept, number) = points.shape, image.shape[:2], precision(image, points)
+    if needs[0]:
+        unordered("the gradient of an interpolated image", points)
     total = points.shape[2:].numel()
     blocks = -(-total // BLOCK)
     of_image = torch.zeros(image.shape if needs[0] else 0, dtype=kept, device=image.device)

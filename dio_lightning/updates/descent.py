@@ -220,7 +220,8 @@ class BoundDescent:
             self._least[part] = AGREED * norm(agreeing.slope(zero)[1]) if term.rests else agreeing.value(zero)
         # so written that NaN stays NaN
         agreed = (norm(slope) if term.rests else value) <= self._least[part]
-        return torch.where(spread(agreed, slope), 0, slope) if bool(agreed.any()) else slope
+        # on a GPU the question would cost more than the answer
+        return torch.where(spread(agreed, slope), 0, slope) if slope.is_cuda or bool(agreed.any()) else slope
 
 
 def _plus(total: Tensor | None, weight: float, slope: Tensor) -> Tensor:
