@@ -44,6 +44,29 @@ def test_compiled_loops_agree_with_grid_sample(size, padding, relative) -> None:
     assert torch.equal(of_image, parts[0]) and none.numel() == 0
 
 
+@pytest.mark.parametrize("size", [(37, 41), (11, 13, 29)], ids=str)
+def test_slopes_at_whole_voxels_are_those_of_the_cells_above_by_either_choice(size) -> None:
+    """Where every solve starts. `grid_sample` itself takes the cell below in some planes of these sizes."""
+    torch.manual_seed(0)
+    d, image = len(size), torch.rand(1, 1, *size)
+    points, gradient = torch.zeros(1, d, *size), torch.ones(1, 1, *size)
+    above = torch.stack(
+        [torch.diff(image[0, 0], dim=i, append=image[0, 0].select(i, -1).unsqueeze(i)) for i in range(d)]
+    )
+    for i in range(d):
+        above[i].select(i, 0).zero_()  # a point on the border is held there
+    where = sampling_reference.absolute(points)
+    plain = sampling_reference.interpolate_backward(gradient, image, where, "border")[1]
+    compiled = sampling_numba.backward(gradient, image, points, "border", True, [False, True])[1]
+    assert_close(
+        plain[0], above, rtol=0, atol=1e-4
+    )  # moved by some roundings of a coordinate; another cell is off by 0.3
+    assert_close(compiled[0], above)
+    native = where.clone().requires_grad_()
+    sampling_reference.native(image, native, "bilinear", "border").sum().backward()
+    assert native.grad is not None and not torch.allclose(native.grad[0], above), "nothing to mend here any longer"
+
+
 @pytest.mark.parametrize("padding", ["border", "zeros"])
 def test_whatever_the_memory_of_images_and_points(padding) -> None:
     """Channels last, slices, one image for many rows of points, as expanded and as it is."""

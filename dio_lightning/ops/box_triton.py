@@ -7,7 +7,7 @@ beside its neighbours, a voxel of the window in and one out, so that memory is r
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.grid_triton import jit, tl, triton
+from dio_lightning.ops.grid_triton import jit, power_of_two, tl
 
 ELEMENTS = 512
 """Voxels of a program along the last axis."""
@@ -106,5 +106,5 @@ def running(slopes: Tensor, place: int) -> Tensor:
 
 def tile(s2: int) -> tuple[int, int]:
     """Voxels of a line that are summed at once, and lines of a program."""
-    width = min(triton.next_power_of_2(s2), ELEMENTS)
+    width = min(power_of_two(s2), ELEMENTS)
     return width, ELEMENTS // width

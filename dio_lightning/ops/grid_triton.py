@@ -50,6 +50,11 @@ def wide(*tensors: Tensor, values: int = 7) -> bool:
     return max(*spans, *(values * x.shape[2:].numel() for x in tensors)) > LARGEST
 
 
+def power_of_two(n: int) -> int:
+    """The least that is not below a positive number."""
+    return 1 << (n - 1).bit_length()
+
+
 def precision(*tensors: Tensor) -> tuple[torch.dtype, Any]:
     """What their numbers are computed in, for PyTorch and for Triton: float64 where one of them has it."""
     double = any(x.dtype == torch.float64 for x in tensors)

@@ -7,7 +7,7 @@ of its voxels, so that its histogram stays in registers, whatever intensities ar
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.grid_triton import jit, on, precision, tl, triton
+from dio_lightning.ops.grid_triton import jit, on, power_of_two, precision, tl
 
 BLOCK = 32
 """Voxels whose windows are multiplied at once."""
@@ -68,7 +68,7 @@ def joint_counts(a: Tensor, b: Tensor, bins: int, weights: Tensor | None) -> Ten
     parts = -(-x.shape[1] // (BLOCK * STEPS))
     out = torch.empty(len(x), parts, bins, bins, dtype=kept, device=x.device)
     mass = x if weights is None else weights.expand(len(x), -1).contiguous()
-    width = max(16, triton.next_power_of_2(bins))
+    width = max(16, power_of_two(bins))
     with on(x):
         _counts[(len(x) * parts,)](
             *(x, y, mass, out, x.shape[1], parts, bins),

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.sampling_reference import interpolate_backward, interpolate_double_backward, native, per_axis
+from dio_lightning.ops.sampling_reference import absolute, interpolate_backward, interpolate_double_backward, native
 
 
 def match(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """See `dio_lightning.ops.match`."""
-    points = _points(u)
+    points = absolute(u)
     residual = native(moving, points, "bilinear", "border") - fixed
     _, gradient = interpolate_backward(residual * (2 / fixed.shape[1]), moving, points, "border", (False, True))
     return residual.square().mean(1).flatten(1).sum(1), gradient
@@ -19,7 +19,7 @@ def match_adjoint(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ⟨of_value, E⟩ + ⟨of_gradient, ρ⟩ with respect to fixed, moving and u."""
     factor = 2 / fixed.shape[1]
-    points = _points(u)
+    points = absolute(u)
     residual = (native(moving, points, "bilinear", "border") - fixed) * factor
     of_residual, of_moving, of_u = interpolate_double_backward(residual, moving, points, None, of_gradient, "border")
     total = of_residual * factor + of_value.view(-1, *[1] * (u.ndim - 1)) * residual
@@ -31,7 +31,7 @@ def match_blocks(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tens
     """See `dio_lightning.ops.match.Blocks`; one channel at a time, so that no (c, d) volume is stored."""
     b, c = fixed.shape[:2]
     d = u.shape[1]
-    points = _points(u)
+    points = absolute(u)
     value, gradient = match(fixed, moving, u)
     block = u.new_zeros(b, d * (d + 1) // 2, *u.shape[2:])
     residual = u.new_zeros(b, 1, *u.shape[2:])
@@ -43,17 +43,3 @@ def match_blocks(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tens
         difference = native(image, points, "bilinear", "border") - fixed[:, channel : channel + 1]
         residual += difference.square() * (2 / c)
     return value, gradient, block, residual
-
-
-def _points(u: Tensor) -> Tensor:
-    """The points x + u(x), a little further where `grid_sample` would round a whole voxel down.
-
-    At a whole voxel the slope is that of the cell above, as in the compiled kernels, and none at the border: a solver
-    starts with every point there, and rounding would choose the side of each.
-    """
-    axes = [torch.arange(extent, dtype=u.dtype, device=u.device) for extent in u.shape[2:]]
-    points = u + torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    last = u.new_tensor([max(extent - 1, 1) for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
-    # there and back, as `native` and `grid_sample` compute it
-    read = ((points * per_axis(u, points) - 1) + 1) / 2 * last
-    return torch.where(read < points.floor(), points + 2 * torch.finfo(u.dtype).eps * last, points)

@@ -15,11 +15,11 @@ from dio_lightning.ops.grid_triton import (
     jit,
     on,
     place,
+    power_of_two,
     precision,
     share,
     strides,
     tl,
-    triton,
     volume,
     wide,
     write,
@@ -167,6 +167,6 @@ class Tiles(NamedTuple):
 
 def tiles(features: Tensor, u: Tensor) -> Tiles:
     """As many voxels as make a block of `ELEMENTS` with the channels that are read at once, at most one a thread."""
-    chunk = min(triton.next_power_of_2(max(features.shape[1], 1)), CHANNELS)
+    chunk = min(power_of_two(max(features.shape[1], 1)), CHANNELS)
     block = min(ELEMENTS // chunk, THREADS)
     return Tiles(block, chunk, -(-u.shape[2:].numel() // block))

@@ -32,9 +32,8 @@ def interpolate_backward(
     """Gradients of `interpolate` with respect to image and points, for a gradient (b, c, *t) at its output."""
     d = points.shape[1]
     kernel = {2: torch.ops.aten.grid_sampler_2d_backward, 3: torch.ops.aten.grid_sampler_3d_backward}[d]
-    of_image, of_grid = kernel(
-        gradient, image, _normalise(points, image).nan_to_num(0.0), 0, _PADDING[padding], True, list(needs)
-    )
+    grid = _normalise(_from_above(points, image), image).nan_to_num(0.0)
+    of_image, of_grid = kernel(gradient, image, grid, 0, _PADDING[padding], True, list(needs))
     if needs[1]:
         of_grid = of_grid.flip(-1).movedim(-1, 1) * per_axis(image, points)
     return of_image, of_grid
@@ -76,6 +75,18 @@ def absolute(points: Tensor) -> Tensor:
     """Displacements of the voxels of their own grid, (b, d, *t), as points."""
     axes = [torch.arange(extent, dtype=points.dtype, device=points.device) for extent in points.shape[2:]]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")) + points
+
+
+def _from_above(points: Tensor, image: Tensor) -> Tensor:
+    """The points, a little further where `grid_sample` would round a whole voxel down.
+
+    At a whole voxel the slope is that of the cell above, as in the compiled kernels, and none at the border: a solver
+    starts with every point there, and rounding would choose the side of each.
+    """
+    last = points.new_tensor([max(extent - 1, 1) for extent in image.shape[2:]]).view(1, -1, *[1] * (points.ndim - 2))
+    # there and back, as `_normalise` and `grid_sample` compute it
+    read = ((points * per_axis(image, points) - 1) + 1) / 2 * last
+    return torch.where(read < points.floor(), points + 2 * torch.finfo(points.dtype).eps * last, points)
 
 
 def per_axis(image: Tensor, points: Tensor) -> Tensor:
