@@ -149,8 +149,8 @@ def _compare(argv: list[str]) -> None:
     parser.add_argument("--alpha", type=float, default=0.05, help="level of significance (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options = parser.parse_args(argv)
+    from dio_lightning.reports.terminal import show
     from dio_lightning.studies.comparison import compare
-    from dio_lightning.studies.terminal import show
 
     table = compare(
         options.runs, options.out, options.reference, options.metrics, options.alpha, overwrite=options.overwrite

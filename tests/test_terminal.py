@@ -15,7 +15,7 @@ from dio_lightning.callbacks import ProgressLines, TrainingBar
 from dio_lightning.callbacks.report import About, terminal_table
 from dio_lightning.registration.progress import Bar, Lines
 from dio_lightning.reports.study import tables_of
-from dio_lightning.studies.terminal import show
+from dio_lightning.reports.terminal import show
 
 ROOT = Path(__file__).parents[1]
 TABLES = sorted(ROOT.glob("experiments/*/results/*.md"))

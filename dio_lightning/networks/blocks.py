@@ -2,7 +2,7 @@
 
 import logging
 from functools import cache
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -126,3 +126,17 @@ def check_precision(precision: str) -> None:
     """Raises ValueError for anything but float32 and bfloat16."""
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f'precision must be "float32" or "bfloat16", not {precision!r}.')
+
+
+@runtime_checkable
+class _Rounded(Protocol):
+    """A network that may compute in bfloat16."""
+
+    precision: str
+
+
+def compute_in_float32(module: nn.Module) -> None:
+    """Switch bfloat16 off in every network of a method."""
+    for part in module.modules():
+        if isinstance(part, _Rounded):
+            part.precision = "float32"

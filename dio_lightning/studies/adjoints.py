@@ -53,9 +53,7 @@ class Adjoints(PairStudy):
     compares = False
     phantom: Sequence[int] = option((1, 2, 3, 5, 10, 20), "phantom steps", metavar="T", many="+")
     solve_steps: int = option(500, "Anderson's steps to the fixed point of DEQReg at most", metavar="N")
-    rest: int = option(
-        0, "Anderson's steps at most that go on from DIO's solve, which ends before it is at rest", metavar="N"
-    )
+    rest: int = option(0, "Anderson's steps at most that bring DIO's solve to rest from where it ends", metavar="N")
     gmres_steps: int = option(100, "products of GMRES at most", metavar="N")
     gmres_rtol: float = option(1e-4, "its tolerance", float, "R")
     conjugate: bool = option(False, "conjugate gradients in its place, where f descends on an energy", bool)
@@ -67,9 +65,7 @@ class Adjoints(PairStudy):
         if not self.phantom or min(*self.phantom, self.solve_steps, self.gmres_steps, self.unrolled) < 1:
             raise ValueError(f"{self} has a number of steps below 1, or no phantom step")
         if self.gmres_rtol <= 0 or self.rest < 0:
-            raise ValueError(
-                f"gmres_rtol is {self.gmres_rtol} and rest {self.rest}, expected a positive number and at least 0"
-            )
+            raise ValueError(f"gmres_rtol is {self.gmres_rtol} and rest {self.rest}, expected above 0 and at least 0")
 
     def check(self, loaded: Sequence["Loaded"]) -> None:
         """Adjoints are studied on DEQReg and DIO alone, as they are trained."""
@@ -85,10 +81,11 @@ class Adjoints(PairStudy):
         from dio_lightning.callbacks.cost import clock
         from dio_lightning.implicit import PhantomAdjoint
         from dio_lightning.modules import DIO, DEQReg
+        from dio_lightning.networks.blocks import compute_in_float32
         from dio_lightning.studies import equilibrium
 
         assert isinstance(loaded.module, DEQReg | DIO)
-        equilibrium.compute_in_float32(loaded.module)
+        compute_in_float32(loaded.module)
         first = True
         for ids, pair in loaded.batches(self.limit):
             batch = ("; ".join(fixed for fixed, _ in ids), "; ".join(moving for _, moving in ids))
@@ -151,10 +148,7 @@ class Adjoints(PairStudy):
 
     def figure(self, records: Records) -> "Figure":
         """Cosine and norm ratio over phantom steps; the unrolling of the whole solve as a level."""
-        views = (
-            ("cosine", "cosine to the reference", "linear"),
-            ("norm_ratio", "norm over that of the reference", "log"),
-        )
+        views = (("cosine", "cosine to the reference", "linear"), ("norm_ratio", "norm over the reference's", "log"))
         panels = []
         for quantity, title, scale in views:
             lines = []
@@ -186,9 +180,8 @@ def _solves(records: Records, model: str) -> str:
     method = _methods(records, model)[0]
     names = ("reference", "reference_change", "residual", "solve_steps", "spectral_radius")
     references, changes, residuals, steps, radii = (_values(records, model, method, name) for name in names)
-    counts = ", ".join(
-        f"{_reference(count)} for {references.count(count)} of {len(references)}" for count in dict.fromkeys(references)
-    )
+    kinds = dict.fromkeys(references)
+    counts = ", ".join(f"{_reference(n)} for {references.count(n)} of {len(references)}" for n in kinds)
     if any(references):
         change = max(change for change, count in zip(changes, references, strict=True) if count)
         counts += f"; over its second half of steps it changes by up to {change:.1%}: far from 0 it is no reference"

@@ -43,7 +43,7 @@ def study(argv: Sequence[str]) -> None:
     place = rest.index("--") if "--" in rest else len(rest)
     asked = study_class(name).parse(STUDIES[name].about, rest[:place], rest[place + 1 :])
     tables = asked.run()
-    from dio_lightning.studies.terminal import show  # draws in matplotlib, which no help text needs
+    from dio_lightning.reports.terminal import show  # draws in matplotlib, which no help text needs
 
     show(tables)
     print(f"wrote {asked.out}")

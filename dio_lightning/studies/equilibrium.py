@@ -4,10 +4,9 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dio_lightning.footprint import MIB, LiveTensors, SavedTensors
 from dio_lightning.implicit import (
@@ -171,17 +170,3 @@ def compare(gradient: Tensor, reference: Tensor) -> tuple[float, float]:
     """Cosine and ratio of norms; NaN where one is zero or not finite."""
     a, b = gradient.double(), reference.double()
     return float((a / a.norm()) @ (b / b.norm())), float(a.norm() / b.norm())
-
-
-@runtime_checkable
-class _Rounded(Protocol):
-    """A network that may compute in bfloat16."""
-
-    precision: str
-
-
-def compute_in_float32(module: nn.Module) -> None:
-    """Switch bfloat16 off in every network of a method."""
-    for part in module.modules():
-        if isinstance(part, _Rounded):
-            part.precision = "float32"
