@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,17 @@ OUTSIDE = {
     ".venv/bin/pip": "installs; the extra must exist",
 }
 """Commands that are not ours, and why they are not run."""
+
+
+def as_a_reader(folder: Path, monkeypatch: Any) -> Path:
+    """An empty folder in which the repository's files lie where a clone has them, made the working one."""
+    for name in ("experiments", "tests", "benchmarks"):
+        (folder / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    for name in ("my_method", "my_features", "my_similarity"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return folder
 
 
 @dataclass(frozen=True)

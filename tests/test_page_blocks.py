@@ -5,14 +5,13 @@ docs/two_scans.md runs on real scans, in tests/test_two_scans.py; commands run i
 
 import os
 import re
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from blocks import OUTSIDE, ROOT, Block, Reader, blocks, commands, reader, stopping
+from blocks import OUTSIDE, ROOT, Block, Reader, as_a_reader, blocks, commands, reader, stopping
 from scans import affine_of, moved, scene, turned, write
 from test_page_commands import run_here
 from test_pages import PAGES
@@ -35,13 +34,7 @@ LONG = "experiments/README.md"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder in which the repository's files lie where a clone has them."""
-    for name in ("experiments", "tests", "benchmarks"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    for name in ("my_method", "my_features", "my_similarity"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return tmp_path
+    return as_a_reader(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

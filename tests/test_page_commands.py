@@ -6,11 +6,10 @@ the page of results, of make, of SLURM, of W&B and of sweeps: they take hours, a
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from blocks import ROOT, blocks, commands
+from blocks import as_a_reader, blocks, commands
 from readers_files import brains, real, scans
 
 from dio_lightning.cli import RUNS, main
@@ -61,12 +60,7 @@ def run_here(page: str) -> set[tuple[str, ...]]:
 @pytest.fixture
 def reader(tmp_path, monkeypatch) -> Path:
     """The folder of a reader."""
-    for name in ("experiments", "tests", "benchmarks"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    for name in ("my_method", "my_features", "my_similarity"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    as_a_reader(tmp_path, monkeypatch)
     brains(tmp_path / "data/brains_2mm")
     real(tmp_path / "data/brain_real")
     scans(tmp_path)
