@@ -1,5 +1,6 @@
 """The sections of gpu.py, in order of importance: each yields named items."""
 
+import os
 import platform
 import re
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from time import monotonic
 
 import torch
@@ -27,7 +29,10 @@ PACKAGES = (
     "nibabel",
 )
 PARTS = ("implicit", "ops", "fields", "losses", "features", "updates", "layers", "metrics", "modules", "callbacks")
-OUTCOME = re.compile(r"^(\S+::\S+) (PASSED|FAILED|ERROR|SKIPPED)")
+OUTCOME = re.compile(r"^(?:\[gw\d+\] )?(?:(\S+::\S+) )?(PASSED|FAILED|ERROR|SKIPPED)(?: (\S+::\S+))?")
+"""A test's line, and the same from one of several processes (pytest-xdist)."""
+WORKERS = 8
+"""Processes of the tests on a GPU, which mostly compile kernels."""
 SECONDS_BETWEEN_SAVES = 5.0
 
 
@@ -95,6 +100,8 @@ def _pytest(options: list[str], progress: Progress) -> Found:
         "console_output_style=classic",
     ]
     command += ["-p", "no:cacheprovider", *options, *files]
+    if "not gpu" not in options and find_spec("xdist") is not None:
+        command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
     command += [part for name in passed for part in ("--deselect", name)]
     saved, tail = monotonic(), ""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
@@ -102,7 +109,7 @@ def _pytest(options: list[str], progress: Progress) -> Found:
         for line in process.stdout:
             tail = (tail + line)[-6000:]
             if match := OUTCOME.match(line):
-                outcomes[match[1]] = match[2]
+                outcomes[match[1] or match[3]] = match[2]
             if progress.left() < 0:
                 process.terminate()
             if monotonic() - saved > SECONDS_BETWEEN_SAVES:
@@ -143,13 +150,13 @@ def memory(machine: Machine) -> Iterator[tuple[str, Item]]:
 
 
 def speed(machine: Machine) -> Iterator[tuple[str, Item]]:
-    """Seconds of a pair at full resolution and at half of it."""
-    from gpu_methods import pair_seconds
+    """Seconds of a pair at full resolution and at half of it, and of a training step."""
+    from gpu_methods import PAIRS, STEPS, pair_seconds, step_seconds
 
-    for name in ("dio", "deqreg"):
-        for resolution in (2.0, 1.0):
-            item = partial(pair_seconds, machine, name, resolution)
-            yield f"speed/{name}{'' if resolution == 1 else ' at half resolution'}", partial(_call, item)
+    for name in PAIRS:
+        yield f"speed/{name}", partial(_call, partial(pair_seconds, machine, name))
+    for name in STEPS:
+        yield f"speed/training step of {name}", partial(_call, partial(step_seconds, machine, name))
 
 
 def _call(function: Callable[[], Found], progress: Progress) -> Found:

@@ -97,6 +97,7 @@ def kernel(machine: Machine, name: str) -> Found:
         "milliseconds": 1e3 * seconds,
         "milliseconds_plain": 1e3 * beside,
         "share_of_copy": share,
+        "copy_gb_per_s": 2 * source.nbytes / copy / 1e9,
         **({"share_asked": asked} if asked else {}),
         "size": list(large),
     }

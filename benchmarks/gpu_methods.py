@@ -2,11 +2,12 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from math import isfinite
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import yaml
@@ -22,6 +23,7 @@ from dio_lightning.footprint import cost
 from dio_lightning.modules import DIO, DEQReg, RegistrationModule
 from dio_lightning.pair import Pair
 
+T = TypeVar("T")
 METHODS = ("dio", "deqreg", "deqreg12", "unrolling", "gradirn", "riir", "voxelmorph")
 NAMES = {"brains": METHODS, "lab": (*METHODS, "voxelmorph_diffeomorphic")}
 """3-D and 2-D: folders of `experiments`, and what has trained weights there."""
@@ -35,6 +37,27 @@ ROUNDED = 0.05
 """The same of the loss with convolutions in bfloat16, as the weights were trained."""
 FLAT = 0.02
 """Most growth of memory with the number of solver steps."""
+
+
+class Timed(NamedTuple):
+    """A pair to time: the method, the size, the factor of its resolution, the seconds asked of an H100 (0: none)."""
+
+    method: str
+    size: Size
+    resolution: float = 1.0
+    asked: float = 0.0
+
+
+WHOLE = (160, 192, 224)
+PAIRS = {
+    "dio at half resolution": Timed("dio", WHOLE, 2.0),
+    "dio": Timed("dio", WHOLE, asked=0.25),
+    "deqreg at half resolution": Timed("deqreg", WHOLE, 2.0),
+    "deqreg, 128 cubed": Timed("deqreg", (128, 128, 128), asked=0.3),
+    "deqreg": Timed("deqreg", WHOLE),
+}
+STEPS = ("dio", "deqreg", "voxelmorph")
+"""Whose training step is timed."""
 
 
 def build(folder: str, name: str) -> RegistrationModule:
@@ -155,28 +178,49 @@ def flat(machine: Machine) -> Found:
     }
 
 
-def pair_seconds(machine: Machine, name: str, resolution: float) -> Found:
+def pair_seconds(machine: Machine, name: str) -> Found:
     """Seconds of the registration of one pair, the best of three after a warm-up, and its peak memory (MiB)."""
-    size = (16, 20, 24) if machine.small else (160, 192, 224)
+    method, whole, resolution, asked = PAIRS[name]
+    size = (16, 20, 24) if machine.small else whole
     precision = "float32" if machine.small else "bfloat16"
-    module = in_precision(build("brains", name), precision).to(machine.device).eval()
+    module = in_precision(build("brains", method), precision).to(machine.device).eval()
     module.resolution = resolution
     if machine.small:
         fewer(module)
-    images, cuda = pair(size, machine.device), machine.device.type == "cuda"
-    seconds: list[float] = []
-    found: dict[str, Tensor] = {}
+    images = pair(size, machine.device)
     with torch.inference_mode():
-        for _ in range(2 if machine.small else 4):
-            if cuda:
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            start = perf_counter()
-            found = module.test_step(images, 0)
-            if cuda:
-                torch.cuda.synchronize()
-            seconds.append(perf_counter() - start)
+        found, measured = _timed(lambda: module.test_step(images, 0), machine)
+    if asked and not machine.small:
+        measured |= {"seconds_asked": asked}
     ok = bool(found["displacement"].isfinite().all())
-    measured = {"seconds": min(seconds[1:]), "seconds_first": seconds[0], "steps": float(found["steps"].float().mean())}
+    means = {key: float(found[key].float().mean()) for key in ("steps", "residual")}
+    return {"ok": ok, **measured, **means, "size": list(size)}
+
+
+def step_seconds(machine: Machine, name: str) -> Found:
+    """Seconds of a training step of whole images (loss and gradients), likewise; without labels."""
+    size = (16, 20, 24) if machine.small else WHOLE
+    module = in_precision(build("brains", name), "float32" if machine.small else "bfloat16").to(machine.device)
+    if machine.small:
+        fewer(module)
+    images = pair(size, machine.device)
+    (loss, _), measured = _timed(lambda: _step(module, images), machine)
+    return {"ok": isfinite(loss), **measured, "loss": loss, "size": list(size)}
+
+
+def _timed(call: Callable[[], T], machine: Machine) -> tuple[T, dict[str, float]]:
+    """What a call returns; the seconds of the first and of the fastest of the rest, and on a GPU its peak memory."""
+    cuda, seconds = machine.device.type == "cuda", []
+    while True:
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        start = perf_counter()
+        result = call()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(perf_counter() - start)
+        if len(seconds) == (2 if machine.small else 4):
+            break
     peak = {"peak_mib": peak_memory(machine.device)} if cuda else {}
-    return {"ok": ok, **measured, **peak, "residual": float(found["residual"].mean()), "size": list(size)}
+    return result, {"seconds": min(seconds[1:]), "seconds_first": seconds[0], **peak}
