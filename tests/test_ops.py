@@ -118,9 +118,23 @@ def test_nan_stays_in_its_sample(problem, backend) -> None:
     assert bool(gradient[1].isfinite().all())
 
 
-def test_the_operator_is_traceable() -> None:
-    fixed, moving, u = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)
-    torch.library.opcheck(torch.ops.dio.match, (fixed, moving, u), test_utils=("test_schema", "test_faketensor"))
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "reversed"])
+@pytest.mark.parametrize("choice", ["numba", "reference"])
+@pytest.mark.parametrize("s", [(4, 5), (3, 4, 5)])
+def test_the_operators_are_traceable(monkeypatch, s, choice, layout) -> None:
+    """The layout of what they return is the one they promise, whatever that of the input."""
+    monkeypatch.setenv("DIO_OPS", choice)
+    fixed, moving, u = torch.randn(2, 3, *s), torch.randn(2, 3, *s), torch.randn(2, len(s), *s)
+    if layout == "channels last":
+        fixed, moving, u = (x.movedim(1, -1).contiguous().movedim(-1, 1) for x in (fixed, moving, u))
+    elif layout == "reversed":
+        fixed, moving, u = (
+            x.permute(*range(x.ndim)[::-1]).contiguous().permute(*range(x.ndim)[::-1]) for x in (fixed, moving, u)
+        )
+    checks = {"test_utils": ("test_schema", "test_faketensor")}
+    torch.library.opcheck(torch.ops.dio.match, (fixed, moving, u), **checks)
+    torch.library.opcheck(torch.ops.dio.match_adjoint, (fixed, moving, u, torch.randn(2), u), **checks)
+    torch.library.opcheck(torch.ops.dio.match_blocks, (fixed, moving, u), **checks)
 
 
 def test_wrong_shapes_get_one_sentence() -> None:

@@ -61,19 +61,27 @@ def _check(fixed: Tensor, moving: Tensor, u: Tensor) -> None:
 
 @torch.library.custom_op("dio::match", mutates_args=())
 def _match(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    return _backend(u).match(fixed, moving, u)
+    value, gradient = _backend(u).match(fixed, moving, u)
+    return value, gradient.contiguous()
 
 
 @torch.library.custom_op("dio::match_adjoint", mutates_args=())
 def _match_adjoint(
     fixed: Tensor, moving: Tensor, u: Tensor, of_value: Tensor, of_gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _backend(u).match_adjoint(fixed, moving, u, of_value, of_gradient)
+    of_fixed, of_moving, of_u = _backend(u).match_adjoint(fixed, moving, u, of_value, of_gradient)
+    return _channels_last(of_fixed), _channels_last(of_moving), of_u.contiguous()
 
 
 @torch.library.custom_op("dio::match_blocks", mutates_args=())
 def _match_blocks(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _backend(u).match_blocks(fixed, moving, u)
+    value, gradient, block, residual = _backend(u).match_blocks(fixed, moving, u)
+    return value, gradient.contiguous(), block, residual
+
+
+def _channels_last(features: Tensor) -> Tensor:
+    """The same with channels last in memory, as compiled kernels write gradients: one layout, whoever computes."""
+    return features.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def _backend(u: Tensor) -> ModuleType:
@@ -83,20 +91,21 @@ def _backend(u: Tensor) -> ModuleType:
 
 @_match.register_fake
 def _match_fake(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    return u.new_empty(len(u)), torch.empty_like(u)
+    return u.new_empty(len(u)), u.new_empty(u.shape)
 
 
 @_match_adjoint.register_fake
 def _match_adjoint_fake(
     fixed: Tensor, moving: Tensor, u: Tensor, of_value: Tensor, of_gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(fixed), torch.empty_like(moving), torch.empty_like(u)
+    of_fixed, of_moving = (_channels_last(features.new_empty(features.shape)) for features in (fixed, moving))
+    return of_fixed, of_moving, u.new_empty(u.shape)
 
 
 @_match_blocks.register_fake
 def _match_blocks_fake(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, d, *s = u.shape
-    return u.new_empty(b), torch.empty_like(u), u.new_empty(b, d * (d + 1) // 2, *s), u.new_empty(b, 1, *s)
+    return u.new_empty(b), u.new_empty(u.shape), u.new_empty(b, d * (d + 1) // 2, *s), u.new_empty(b, 1, *s)
 
 
 def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401
