@@ -20,10 +20,13 @@ def fixed_point(
     stop: StopRule = Residual(1e-3),
     advance: Advance = torch.add,
     observe: Observe | None = None,
+    graphs: bool = False,
 ) -> Solution:
-    """Find z (b, ...) with update(z) = z from z0; its gradient is the adjoint's. Errors as in `iterate`."""
+    """Find z (b, ...) with update(z) = z from z0; its gradient is the adjoint's. Options and errors as in `iterate`."""
 
     def solve(z: Tensor) -> Solution:
-        return iterate(update, z, solver, max_steps=max_steps, stop=stop, advance=advance, observe=observe)
+        return iterate(
+            update, z, solver, max_steps=max_steps, stop=stop, advance=advance, observe=observe, graphs=graphs
+        )
 
     return adjoint(solve, update, z0)

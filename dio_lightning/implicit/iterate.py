@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dio_lightning.implicit.batch import finite, norm, spread
+from dio_lightning.implicit.graphs import fits, leaves, owned, recorder_of, storage, write
 from dio_lightning.implicit.solution import Solution, Update
 from dio_lightning.implicit.solvers import Solver, State, identity
 from dio_lightning.implicit.stopping import Evaluation, Residual, StopRule
@@ -17,6 +19,8 @@ LOOK = 8
 """Evaluations between two looks at how many samples are still iterated, where a look waits for a GPU."""
 SMALL = 2**22
 """Elements of a state that is looked at so seldom; beyond, holding stopped samples costs more than to wait."""
+WARM = 2
+"""Steps before one is recorded: kernels are loaded, and the bound on divergence is set."""
 Observe = Callable[[int, Tensor, Evaluation | None], None]
 """(steps taken, z (b, ...), what f showed at z): sees every state from z0 on and must not change it."""
 
@@ -31,6 +35,7 @@ def iterate(
     advance: Advance = torch.add,
     divergence: float = 1e6,
     observe: Observe | None = None,
+    graphs: bool = False,
 ) -> Solution:
     """Step from z0 (b, ...) towards update(z) = z until `stop` fires or `max_steps` are taken, sample by sample.
 
@@ -40,35 +45,105 @@ def iterate(
     the others. Records a graph through all steps if gradients are enabled.
     `observe` sees every state that is visited, z0 first, with the evaluation of f there; f is not evaluated at the last
     state where the steps run out, so that its evaluation is None.
+    `graphs` promises that `update` and `advance` do the same operations at every call. A GPU then records a step and
+    replays it, where nobody observes and no gradient is asked; what it comes to is the same.
     Raises ValueError for a z0 without batch axis, max_steps < 0, divergence <= 1, or an update that changes shape.
     """
     _check(z0, max_steps, divergence)
     z = z0 if torch.is_grad_enabled() else z0.detach()
-    state = solver.init(z)
     tally = _Tally.start(z, divergence)
-    memory = stop.init(tally.residual)
-    every = 1 if observe is not None else _looks(z)
-    for taken in range(max_steps):
-        r, evaluation = _evaluate(update, z)
+    walk = _Walk(update, solver, stop, advance, z, solver.init(z), stop.init(tally.residual), tally)
+    every, samples = 1 if observe is not None else _looks(z), len(z)
+    del z  # the loop holds no old states
+    first = _replayed(walk, max_steps, every) if graphs and observe is None else 0
+    for taken in range(first, max_steps):
+        r, evaluation = walk.evaluate()
         if observe is not None:
-            observe(taken, z, evaluation)
-        fired, memory = stop(evaluation, memory)
-        tally.see(evaluation, fired)
+            observe(taken, walk.z, evaluation)
         count = int(tally.active.sum()) if taken % every == 0 else -1
         if count == 0:
             break
         # where nobody looks, the samples that have stopped are held by a mask, which no host has to read
-        active = None if every == 1 and count == len(z) else tally.active
-        if active is not None:
-            r = torch.where(spread(active, r), r, 0)
-        z, state = _move(solver, advance, z, r, state, active, tally)
+        walk.move(r, None if every == 1 and count == samples else tally.active)
         del r
     else:
         if observe is not None:
-            observe(max_steps, z, None)
-    frozen = solver.frozen(state)
+            observe(max_steps, walk.z, None)
+    frozen = solver.frozen(walk.state)
     step = None if frozen is identity and advance is torch.add else _next_step(update, frozen, advance)
-    return Solution(z, tally.residual, tally.steps, tally.converged, tally.failed, step)
+    return Solution(walk.z, tally.residual, tally.steps, tally.converged, tally.failed, step)
+
+
+def _replayed(walk: "_Walk", max_steps: int, every: int) -> int:
+    """How many steps were taken with one of them recorded: all that are needed, or those before it was given up."""
+    recorder = recorder_of(walk.z) if max_steps > WARM + 1 else None
+    if recorder is None:
+        return 0
+    walk.z, walk.state, walk.memory, walk.tally.each = owned((walk.z, walk.state, walk.memory, walk.tally.each))
+    for taken in range(WARM):
+        if not walk.step_in_place():
+            return taken + 1
+    places = walk.tally.each
+    replay = recorder.record(walk.step_in_place)
+    walk.tally.each = places
+    if replay is None:
+        return WARM
+    for taken in range(WARM, max_steps):
+        if taken % every == 0 and not bool(walk.tally.active.any()):
+            break
+        replay()
+    return max_steps
+
+
+@dataclass
+class _Walk:
+    """A solve under way: what does not change, and after it what does."""
+
+    update: Update
+    solver: Solver
+    stop: StopRule
+    advance: Advance
+    z: Tensor
+    state: State
+    memory: tuple[Any, ...]
+    tally: "_Tally"
+
+    def evaluate(self) -> tuple[Tensor, Evaluation]:
+        """The residual f(z) - z (b, ...) and its numbers, judged."""
+        r, evaluation = _evaluate(self.update, self.z)
+        fired, self.memory = self.stop(evaluation, self.memory)
+        self.tally.see(evaluation, fired)
+        return r, evaluation
+
+    def move(self, r: Tensor, active: Tensor | None) -> None:
+        """Apply one step to the active samples; those that it would make infinite fail where they are."""
+        if active is not None:
+            r = torch.where(spread(active, r), r, 0)
+        delta, self.state = self.solver.step(self.z, r, self.state, active)
+        moved = self.advance(self.z, delta)
+        good = self.tally.count(finite(moved))
+        if active is not None or not bool(good.all()):
+            moved = torch.where(spread(good, moved), moved, self.z)
+        self.z = moved
+
+    def step_in_place(self) -> bool:
+        """A step that is written where z and all else lie; False if that does not fit, and they lie elsewhere now."""
+        places = self.state, self.memory, self.tally.each
+        r, _ = self.evaluate()
+        active = self.tally.active
+        delta, self.state = self.solver.step(self.z, torch.where(spread(active, r), r, 0), self.state, active)
+        moved = self.advance(self.z, delta)
+        good = self.tally.count(finite(moved))
+        results = self.state, self.memory, self.tally.each
+        if not fits((moved, results), (self.z, places)):
+            self.z = torch.where(spread(good, moved), moved, self.z)
+            return False
+        if any(storage(moved) == storage(x) for x in leaves(places) if isinstance(x, Tensor)):
+            moved = moved.clone()
+        write(results, places)
+        torch.where(spread(good, moved), moved, self.z, out=self.z)
+        self.state, self.memory, self.tally.each = places
+        return True
 
 
 @dataclass
@@ -106,6 +181,23 @@ class _Tally:
         self.converged = self.converged | (self.active & fired & ~broken)
         self.active = self.active & ~broken & ~fired
 
+    def count(self, good: Tensor) -> Tensor:
+        """The active samples that took a step, as `good` (b,) says; the others have failed."""
+        good = self.active & good
+        self.failed = self.failed | (self.active & ~good)
+        self.active = good
+        self.steps = self.steps + good
+        return good
+
+    @property
+    def each(self) -> tuple[Tensor, ...]:
+        """All tensors."""
+        return self.active, self.converged, self.failed, self.steps, self.residual, self.limit
+
+    @each.setter
+    def each(self, tensors: tuple[Tensor, ...]) -> None:
+        self.active, self.converged, self.failed, self.steps, self.residual, self.limit = tensors
+
 
 def _looks(z: Tensor) -> int:
     """Every how many evaluations the host looks whether all samples have stopped; what they come to is the same."""
@@ -124,21 +216,6 @@ def _evaluate(update: Update, z: Tensor) -> tuple[Tensor, Evaluation]:
         energy = energy.detach()
     r = fz - z
     return r, Evaluation(norm(r.detach()), norm(fz.detach()), energy)
-
-
-def _move(
-    solver: Solver, advance: Advance, z: Tensor, r: Tensor, state: State, active: Tensor | None, tally: _Tally
-) -> tuple[Tensor, State]:
-    """Apply one step to the active samples; those that it would make infinite fail where they are."""
-    delta, state = solver.step(z, r, state, active)
-    moved = advance(z, delta)
-    good = tally.active & finite(moved)
-    tally.failed = tally.failed | (tally.active & ~good)
-    tally.active = good
-    tally.steps = tally.steps + good
-    if active is not None or not bool(good.all()):
-        moved = torch.where(spread(good, moved), moved, z)
-    return moved, state
 
 
 def _next_step(update: Update, frozen: Callable[[Tensor], Tensor], advance: Advance) -> Update:

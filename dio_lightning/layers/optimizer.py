@@ -20,6 +20,7 @@ from dio_lightning.implicit import (
     StopRule,
     fixed_point,
 )
+from dio_lightning.implicit.graphs import repeats
 from dio_lightning.layers.problem import Observer, Problem, Record, Run
 from dio_lightning.level import Level
 from dio_lightning.pair import Pair, expect_batch
@@ -45,6 +46,8 @@ class OptimizerLayer(nn.Module):
         clamp_quantile: gradients arriving at the finest field are clamped to ± this quantile of their size; 1 = never.
         through_levels: whether gradients pass from a level to the one above, with an adjoint that lets them
             (`UnrolledAdjoint`); otherwise they reach the features of a level through its own solution only.
+        graphs: whether a GPU records a step of a solve and replays it (`implicit.graphs`); by default where update and
+            transformation are known to do the same operations at every call. Results are the same.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -63,6 +66,7 @@ class OptimizerLayer(nn.Module):
         field_sigma: float = 0.5,
         clamp_quantile: float = 0.98,
         through_levels: bool = False,
+        graphs: bool | None = None,
     ) -> None:
         super().__init__()
         if not iterations or min(iterations) < 0:
@@ -74,6 +78,7 @@ class OptimizerLayer(nn.Module):
         self.iterations, self.update, self.solver = tuple(iterations), update, solver
         self.transformation, self.adjoint, self.stop = transformation, adjoint, stop
         self.field_sigma, self.clamp_quantile, self.through_levels = field_sigma, clamp_quantile, through_levels
+        self.graphs = graphs
         # settings are values, not modules; a module in one of them may have weights all the same
         parts = (update, solver, transformation, adjoint, stop)
         values = [value for part in parts if not isinstance(part, nn.Module) for value in vars(part).values()]
@@ -138,10 +143,12 @@ class OptimizerLayer(nn.Module):
         def smoothed(z: Tensor, step: Tensor) -> Tensor:
             return model.smooth(model.retract(z, step), self.field_sigma)
 
+        update = self.update.on(level, model)
         return Problem(
-            self.update.on(level, model),
+            update,
             smoothed if self.field_sigma > 0 else model.retract,
             lambda z: regrid(model.displacement(z, place.size), place, end),
+            repeats(update) and repeats(model),
         )
 
     def solve(
@@ -166,6 +173,7 @@ class OptimizerLayer(nn.Module):
             stop=self.stop if stop is None else stop,
             advance=problem.advance,
             observe=observe,
+            graphs=problem.repeats if self.graphs is None else self.graphs,
         )
 
     def _carried(self, z: Tensor, old: Level, new: Level) -> Tensor:

@@ -19,6 +19,8 @@ class Problem:
     """The parameters after a step: the transformation's retraction, smoothed."""
     displacement: Callable[[Tensor], Tensor]
     """z to u (b, d, *s) in voxels, on as many voxels as the level has, from end to end of the image."""
+    repeats: bool = False
+    """Whether `update` and `advance` do the same operations at every call, so that a GPU may record a step."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dio_lightning.fields import warp
+from dio_lightning.implicit.graphs import repeats
 from dio_lightning.level import Level, Masks
 from dio_lightning.losses.similarity import Image, compared
 from dio_lightning.losses.term import Energy, Slope, Term
@@ -27,6 +28,7 @@ class FeatureDistance(Term):
 
     compares = True
     maskable = True
+    repeats = True
 
     def __init__(self, normalise: bool = True, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -101,6 +103,11 @@ class FeatureSimilarity(Term):
     def maskable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether the similarity takes weights."""
         return bool(getattr(self.similarity, "maskable", False))
+
+    @property
+    def repeats(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the similarity does the same operations at every call."""
+        return repeats(self.similarity)
 
     def on(self, level: Level) -> Energy:
         """The similarity of the warped moving and the fixed features of each sample on its own."""

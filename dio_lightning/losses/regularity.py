@@ -71,6 +71,8 @@ class Diffusion(Regulariser):
         ValueError: for any other normalisation.
     """
 
+    repeats = True
+
     def __init__(self, normalisation: Normalisation = "sum", weight: float = 1.0) -> None:
         super().__init__(weight)
         if normalisation not in ("sum", "mean"):
@@ -102,6 +104,8 @@ class Bending(Regulariser):
     Second differences inside the grid, their squares summed and divided by the number of voxels.
     """
 
+    repeats = True
+
     def energy(self, u: Field) -> Float[Tensor, " b"]:
         """Mean over the voxels of each sample, in voxels^-2."""
         axes = range(2, u.ndim)
@@ -122,6 +126,8 @@ class TotalVariation(Regulariser):
     Raises:
         ValueError: if epsilon is not positive.
     """
+
+    repeats = True
 
     def __init__(self, epsilon: float = 0.01, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -151,6 +157,7 @@ class JacobianPenalty(Regulariser):
         ValueError: if folds or volume is negative.
     """
 
+    repeats = True
     least = 0.01
 
     def __init__(self, folds: float = 1.0, volume: float = 0.0, margin: float = 0.0, weight: float = 1.0) -> None:
@@ -170,6 +177,8 @@ class JacobianPenalty(Regulariser):
 
 class Folding(JacobianPenalty):
     """The function `folding` as a term: `JacobianPenalty` of folds alone."""
+
+    repeats = True
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__(weight=weight)

@@ -41,6 +41,7 @@ class SSD(Similarity):
     """Mean squared difference, as a scalar."""
 
     maskable = True
+    repeats = True
 
     def forward(self, warped: Image, fixed: Image, weights: Weights | None = None) -> Float[Tensor, ""]:
         """Mean over batch, channels and voxels, in float32; a voxel counts by its weight, between 0 and 1.
@@ -77,6 +78,7 @@ class LNCC(Similarity):
 
     rests = False
     maskable = True
+    repeats = True
 
     def __init__(self, window: int = 7, signed: bool = False, weight: float = 1.0) -> None:
         super().__init__(weight)

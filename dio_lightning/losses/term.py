@@ -70,6 +70,8 @@ class Term(nn.Module, ABC):
     """Whether a term that compares is at rest where images agree, so that a slope no larger than theirs is none."""
     maskable: ClassVar[bool] = False
     """Whether a term that compares can leave out what the masks of a level leave out (`Level.masks`)."""
+    repeats: ClassVar[bool] = False
+    """Whether its energies do the same operations at every call, so that a GPU may record them (`implicit.graphs`)."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """VoxelMorph's U-Net, which VoxelMorph, RIIR and DEQReg share."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class VxmUNet(nn.Module):
     Raises:
         ValueError: if encoder and decoder differ in length, or for another precision.
     """
+
+    repeats: ClassVar[bool] = True
 
     def __init__(
         self,

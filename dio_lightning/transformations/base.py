@@ -20,6 +20,8 @@ class Transformation(ABC):
 
     dense: ClassVar[bool] = True
     """Whether the parameters are a field on the grid of the features."""
+    repeats: ClassVar[bool] = False
+    """Whether its functions do the same operations at every call, so that a GPU may record them (`implicit.graphs`)."""
 
     @property
     def direct(self) -> bool:

@@ -15,6 +15,8 @@ from dio_lightning.transformations.base import Transformation
 class FreeForm(Transformation):
     """The displacement is the parameter, and steps are added: u ← u + δ. Nothing keeps it from folding."""
 
+    repeats = True
+
     def retract(self, z: Tensor, step: Tensor) -> Tensor:
         """The displacement u + δ."""
         return z + step
@@ -26,6 +28,8 @@ class Diffeomorphism(Transformation):
 
     A short smooth step is invertible, and so is a composition of them; after discretisation nearly so.
     """
+
+    repeats = True
 
     max_step: float = 0.5
 
@@ -45,6 +49,8 @@ class Diffeomorphism(Transformation):
 @dataclass(frozen=True)
 class StationaryVelocity(Transformation):
     """ϕ = exp(v) by scaling and squaring; steps are added to the velocity v."""
+
+    repeats = True
 
     squarings: int = 7
 

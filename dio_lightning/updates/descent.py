@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dio_lightning.implicit import Update
 from dio_lightning.implicit.batch import norm, spread
+from dio_lightning.implicit.graphs import repeats
 from dio_lightning.level import Level
 from dio_lightning.losses import Diffusion, FeatureDistance, FeatureSimilarity, Term
 from dio_lightning.losses.distance import Matched
@@ -111,12 +112,18 @@ class BoundDescent:
         self.roughness = Diffusion(weight=settings.regularity).on(level)
         self.energy: Tensor | None = None
         self._least: dict[int, Tensor] = {}
+        self._half: Tensor | None = None
         self._agreed: Tensor | None = None
 
     def __call__(self, z: Float[Tensor, "b d ..."]) -> Float[Tensor, "b d ..."]:
         """One plain step; differentiable in z and in the features."""
         step = self.transformation.smooth(self.direction(z), self.settings.sigma)
         return z + step if torch.is_grad_enabled() or step.dtype != z.dtype else step.add_(z)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it does the same operations at every call after the first, so that a GPU may record them."""
+        return self.transformation.dense and all(map(repeats, self.terms))
 
     @property
     def scale(self) -> Float[Tensor, " b"]:
@@ -197,8 +204,10 @@ class BoundDescent:
         if self.settings.normalise:
             energy = energy * voxels
         else:
-            half = u.new_tensor([(extent - 1) / 2 for extent in u.shape[2:]]).view(1, -1, *[1] * (u.ndim - 2))
-            total = total / voxels * half**2  # once for the gradient, once for the step
+            if self._half is None:  # made once: a copy to a GPU waits for it
+                half = u.new_tensor([(extent - 1) / 2 for extent in u.shape[2:]])
+                self._half = half.view(1, -1, *[1] * (u.ndim - 2))
+            total = total / voxels * self._half**2  # once for the gradient, once for the step
         if regularised and (weight := self.settings.regularity) > 0:
             value, slope = self.roughness.slope(u)
             energy, total = energy + weight * voxels * value.detach(), _plus(total, weight, slope)

@@ -64,6 +64,11 @@ class BoundGaussNewton(BoundDescent):
 
     settings: GaussNewton
 
+    @property
+    def repeats(self) -> bool:
+        """As its terms; the blocks and their solution are the same operations at every call."""
+        return super().repeats
+
     def direction(self, z: Tensor) -> Tensor:
         """The damped Gauss-Newton step, before smoothing."""
         part = self._matched

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dio_lightning.fields import warp
 from dio_lightning.implicit import Update
+from dio_lightning.implicit.graphs import repeats
 from dio_lightning.level import Level
 from dio_lightning.transformations import Transformation
 from dio_lightning.updates.descent import UpdateRule
@@ -47,11 +48,13 @@ class LearnedStep(nn.Module, UpdateRule):
         if not transformation.dense:
             raise ValueError(f"a network proposes a field, {type(transformation).__name__} has no field to step on")
 
-        def update(z: Tensor) -> Tensor:
-            step = self.step(transformation.displacement(z, fixed.shape[2:]), fixed, moving)
-            return (z if self.leak == 0 else (1 - self.leak) * z) + step
+        return BoundStep(self, transformation, fixed, moving)
 
-        return update
+    @property
+    def repeats(self) -> bool:
+        """Whether the network does the same operations at every call, and nobody watches its layers."""
+        watched = any(part._forward_hooks or part._forward_pre_hooks for part in self.network.modules())
+        return repeats(self.network) and not watched
 
     def step(
         self, u: Float[Tensor, "b d *s"], fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]
@@ -59,6 +62,24 @@ class LearnedStep(nn.Module, UpdateRule):
         """g, in voxels."""
         images = [warp(moving, u), fixed]
         return self.network(torch.cat([u / self.scale, *images] if self.state_in_input else images, 1))
+
+
+class BoundStep:
+    """The update of `LearnedStep` for two images."""
+
+    def __init__(self, rule: LearnedStep, transformation: Transformation, fixed: Tensor, moving: Tensor) -> None:
+        self.rule, self.transformation, self.fixed, self.moving = rule, transformation, fixed, moving
+
+    def __call__(self, z: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
+        """What is left of the state, and the network's step."""
+        u = self.transformation.displacement(z, self.fixed.shape[2:])
+        step = self.rule.step(u, self.fixed, self.moving)
+        return (z if self.rule.leak == 0 else (1 - self.rule.leak) * z) + step
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it does the same operations at every call, so that a GPU may record them."""
+        return repeats(self.rule)
 
 
 class PerLevel(nn.Module, UpdateRule):
