@@ -55,7 +55,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compared(name: str, machine: Machine, repeats: int = 4) -> dict[str, object]:
+def compared(name: str, machine: Machine, repeats: int = 3) -> dict[str, object]:
     """Seconds of a pair with recorded steps and without, whether both agree, and without the network's features."""
     which, size = CASES[name]
     module, images = method(which, machine), pair(TINY if machine.small else size, machine.device)
@@ -118,24 +118,25 @@ def main() -> int:
     """Writes what was measured, one case after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/loop.json"), help="default: %(default)s")
-    out = parser.parse_args().out
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="start nothing after so many seconds")
+    chosen, start = parser.parse_args(), perf_counter()
+    out = chosen.out
     out.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("dio_lightning.implicit.graphs").setLevel(logging.DEBUG)
     logging.getLogger("dio_lightning.implicit.graphs").addHandler(logging.StreamHandler(sys.stdout))
     machine, found = Machine.here(False), dict[str, object]()
     found["machine"], found["torch"] = machine.name, torch.__version__
-    for name in CASES:
-        found[name] = compared(name, machine)
-        print(name, found[name], flush=True)
+    items = [(name, compared, name) for name in ("dio", "deqreg, 128 cubed")]
+    items += [("host, dio", host, "dio"), ("kernels, dio", kernels, "dio")]
+    items += [(name, compared, name) for name in ("dio, 80x96x112", "deqreg, 40x48x56")]
+    items += [("host, deqreg", host, "deqreg, 40x48x56"), ("kernels, deqreg", kernels, "deqreg, 128 cubed")]
+    for title, measure, name in items:
+        if perf_counter() - start > chosen.limit_s:
+            print(f"{title}: no time left", flush=True)
+            continue
+        found[title] = measure(name, machine)
+        print(f"{title}, after {perf_counter() - start:.0f} s:", found[title], sep="\n", flush=True)
         out.write_text(json.dumps(found, indent=1))
-    for name in ("dio", "deqreg, 40x48x56"):
-        found[f"host, {name}"] = host(name, machine)
-        print(f"host, microseconds an iteration, {name}", found[f"host, {name}"], flush=True)
-    for name in ("dio", "deqreg, 128 cubed"):
-        table = kernels(name, machine)
-        found[f"kernels, {name}"] = table
-        print(name, table, sep="\n", flush=True)
-    out.write_text(json.dumps(found, indent=1))
     return 0
 
 

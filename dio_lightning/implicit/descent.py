@@ -56,12 +56,12 @@ class Adam(Solver):
     def step(self, z: Tensor, r: Tensor, state: State, active: Tensor | None = None) -> tuple[Tensor, State]:
         """Increment along the averaged residual, each element divided by its own root mean square."""
         m, s, count = state
-        on = torch.ones_like(count) if active is None else active.to(count)
         new1: float | Tensor = 1 - self.beta1
         new2: float | Tensor = 1 - self.beta2
         if active is not None:
-            new1, new2 = (spread(on, z).to(z.dtype) * new for new in (new1, new2))
-        count = count + on
+            on = spread(active, z).to(z.dtype)
+            new1, new2 = on * new1, on * new2
+        count = count + (1 if active is None else active)
         factor = spread(self._factor(count), z).to(z.dtype)
         tiny = torch.finfo(z.dtype).tiny
         if torch.is_grad_enabled():

@@ -174,12 +174,13 @@ class _Tally:
             self.limit = torch.maximum(self.limit, torch.where(residual > 0, self.divergence * residual, torch.inf))
         self.evaluations += 1
         # written so that NaN counts as broken
-        broken = ~((residual <= self.limit) & residual.isfinite())
+        broken = ~((residual <= self.limit) & (residual < torch.inf))
         relative = (residual / (evaluation.norm + 1e-9)).nan_to_num(nan=torch.inf, posinf=torch.inf)
         self.residual = torch.where(self.active, relative, self.residual)
+        sound = self.active & ~broken
         self.failed = self.failed | (self.active & broken)
-        self.converged = self.converged | (self.active & fired & ~broken)
-        self.active = self.active & ~broken & ~fired
+        self.converged = self.converged | (sound & fired)
+        self.active = sound & ~fired
 
     def count(self, good: Tensor) -> Tensor:
         """The active samples that took a step, as `good` (b,) says; the others have failed."""

@@ -71,8 +71,9 @@ class Stagnation(StopRule):
         if evaluation.energy is None:
             raise ValueError("Stagnation needs an update that leaves its energy, a (b,) tensor, in `.energy`.")
         last, idle = state
-        improved = last.isinf() | (last - evaluation.energy > self.eps * last.abs())
-        idle = torch.where(improved, 0, idle + 1)
+        size = last.abs()
+        improved = (size == torch.inf) | (last - evaluation.energy > self.eps * size)
+        idle = (idle + 1).masked_fill_(improved, 0)
         return idle >= self.patience, (evaluation.energy, idle)
 
 

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 VARIABLE = "DIO_OPS"
 CHOICES = ("numba", "triton", "reference")
@@ -91,6 +92,15 @@ def implementation(operator: str, x: Tensor) -> ModuleType | None:
     """
     name = chosen(x.device.type)
     return None if name == "reference" or (name == "numba" and _Pool.inherited) else _file(operator, name)
+
+
+def immediate() -> bool:
+    """Whether an operator may be computed without PyTorch's dispatcher, which costs more than a small grid.
+
+    In inference mode, where no gradient of any kind is asked for, unless calls are traced or watched.
+    """
+    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    return torch.is_inference_mode_enabled() and not watched
 
 
 @cache

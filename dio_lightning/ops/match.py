@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dio_lightning.ops import match_reference
-from dio_lightning.ops.choice import implementation
+from dio_lightning.ops.choice import immediate, implementation
 
 
 class Blocks(NamedTuple):
@@ -38,7 +38,7 @@ def match(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: if the features differ in shape, or u does not lie on their grid.
     """
     _check(fixed, moving, u)
-    return torch.ops.dio.match(fixed, moving, u)
+    return _computed(fixed, moving, u) if immediate() else torch.ops.dio.match(fixed, moving, u)
 
 
 def match_blocks(fixed: Tensor, moving: Tensor, u: Tensor) -> Blocks:
@@ -61,6 +61,10 @@ def _check(fixed: Tensor, moving: Tensor, u: Tensor) -> None:
 
 @torch.library.custom_op("dio::match", mutates_args=())
 def _match(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    return _computed(fixed, moving, u)
+
+
+def _computed(fixed: Tensor, moving: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     value, gradient = _backend(u).match(fixed, moving, u)
     return value, gradient.contiguous()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dio_lightning.ops import sampling_reference as reference
-from dio_lightning.ops.choice import implementation
+from dio_lightning.ops.choice import immediate, implementation
 
 LARGEST = 2**31 - 1
 """Voxels of the largest volume that is taken by compiled loops."""
@@ -26,7 +26,11 @@ def interpolate(image: Tensor, points: Tensor, padding: str = "border", relative
     if padding == "zeros" and 1 in image.shape[2:]:
         # `grid_sample` has no coordinate along an axis of one voxel; beside a second one, of zeros, it has
         image = F.pad(image, [pad for extent in reversed(image.shape[2:]) for pad in (0, int(extent == 1))])
-    return _Interpolate.apply(image, points, padding, relative)
+    if torch.is_grad_enabled() and (image.requires_grad or points.requires_grad):
+        return _Interpolate.apply(image, points, padding, relative)
+    if immediate():
+        return _computed(image, points, padding, relative)
+    return torch.ops.dio.interpolate(image, points, padding, relative)
 
 
 def _plain(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
@@ -41,10 +45,14 @@ def _plain_backward(
     return of_image if needs[0] else image.new_empty(0), of_points if needs[1] else points.new_empty(0)
 
 
-@torch.library.custom_op("dio::interpolate", mutates_args=())
-def _interpolate(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
+def _computed(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
     kernels = _kernels(image)
     return (_plain if kernels is None else kernels.interpolate)(image, points, padding, relative)
+
+
+@torch.library.custom_op("dio::interpolate", mutates_args=())
+def _interpolate(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
+    return _computed(image, points, padding, relative)
 
 
 @torch.library.custom_op("dio::interpolate_backward", mutates_args=())

@@ -1,7 +1,9 @@
 """Stencils on the CPU: tensors to the compiled loops and back. A plane is a volume of one."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +16,16 @@ def correlate(x: Tensor, taps: Sequence[Sequence[float]]) -> Tensor:
     """See `dio_lightning.ops.stencils.correlate`."""
     volumes = _lift(x)
     out = torch.empty_like(volumes)
-    across, down, along = (torch.tensor(each, dtype=x.dtype).numpy() for each in [[1.0], *taps][-3:])
+    across, down, along = (_weights(tuple(each), x.dtype) for each in [(1.0,), *taps][-3:])
     _threads()
     stencil_kernels.smooth(volumes.numpy(), across, down, along, out.numpy())
     return out.view(x.shape)
+
+
+@lru_cache(maxsize=256)
+def _weights(taps: tuple[float, ...], dtype: torch.dtype) -> np.ndarray:
+    """As an array, which is not to be written to."""
+    return torch.tensor(taps, dtype=dtype).numpy()
 
 
 def squared_differences(u: Tensor) -> tuple[Tensor, Tensor]:

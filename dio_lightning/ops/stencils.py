@@ -19,7 +19,9 @@ Taps = Sequence[float]
 
 def correlate(x: Tensor, taps: Sequence[Taps]) -> Tensor:
     """Symmetric correlation of (b, c, *s) along each axis with weights of its own, zeros outside: its own adjoint."""
-    return _Correlate.apply(x, [list(weights) for weights in taps])
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Correlate.apply(x, taps)
+    return _correlated(x, taps)
 
 
 def squared_differences(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,14 +72,18 @@ def determinant(matrix: Tensor) -> Tensor:
 
 class _Correlate(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: list[Taps]) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, x: Tensor, taps: Sequence[Taps]) -> Tensor:  # noqa: ANN401
         ctx.taps = taps
-        kernels = _kernels(x)
-        return (reference if kernels is None else kernels.correlate)(x, taps)
+        return _correlated(x, taps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         return _Correlate.apply(gradients[0], ctx.taps), None
+
+
+def _correlated(x: Tensor, taps: Sequence[Taps]) -> Tensor:
+    kernels = _kernels(x)
+    return (reference if kernels is None else kernels.correlate)(x, taps)
 
 
 def reference(x: Tensor, taps: Sequence[Taps]) -> Tensor:
