@@ -60,8 +60,11 @@ def compared(name: str, machine: Machine, repeats: int = 3) -> dict[str, object]
     which, size = CASES[name]
     module, images = method(which, machine), pair(TINY if machine.small else size, machine.device)
     row, fields = dict[str, object](), dict[str, torch.Tensor]()
-    for label, graphs in (("eager", False), ("graphs", None)):
+    for label, graphs in (("eager", False), ("graphs", True)):
         module.layer.graphs = graphs
+        if machine.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         with torch.inference_mode():
             timed = seconds(lambda: fields.__setitem__(label, _field(module, images)), machine.device, repeats)
             if isinstance(module, DIO):
@@ -87,7 +90,7 @@ def host(name: str, machine: Machine) -> dict[str, float]:
     from dio_lightning.implicit import Never
 
     module.layer.stop = Never()
-    for label, graphs in (("eager", False), ("graphs", None)):
+    for label, graphs in (("eager", False), ("graphs", True)):
         module.layer.graphs = graphs
         found = list[float]()
         for steps in (10, 110):
@@ -102,6 +105,7 @@ def kernels(name: str, machine: Machine) -> str:
     """The profiler's table of a pair, by time on the device."""
     which, size = CASES[name]
     module, images = method(which, machine), pair(TINY if machine.small else size, machine.device)
+    module.layer.graphs = True
     cuda = machine.device.type == "cuda"
     with torch.inference_mode():
         _field(module, images)

@@ -1,5 +1,7 @@
 """A fixed sequence of operations, recorded once and replayed: on a GPU the host then launches all of them at once.
 
+No GPU has run it yet: tests replay on the CPU by a stand-in.
+
 A replay computes what the recorded operations compute from what lies in the same memory by then. Whatever Python
 decided, counted or measured while recording is part of the record, so a sequence that is recorded must be the same at
 every call; what changes from step to step must be a tensor that is written in place.
@@ -61,6 +63,7 @@ class CudaRecorder(Recorder):
             graph = _capture(call, stream, pool)
         except RuntimeError as error:
             log.debug("steps are not recorded: %s", error)
+            _released(self.device)
             return None
         return graph.replay
 
@@ -87,6 +90,15 @@ def _capture(call: Call, stream: torch.cuda.Stream, pool: Any = None) -> torch.c
             gc.enable()
     torch.cuda.current_stream(stream.device).wait_stream(stream)
     return graph
+
+
+def _released(device: torch.device) -> None:
+    """Random numbers of the device are its own again: a capture that broke off goes on to claim its generator.
+
+    pytorch/pytorch#171263: the next number would raise an error.
+    """
+    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 class _Kept(threading.local):

@@ -55,7 +55,7 @@ def iterate(
     walk = _Walk(update, solver, stop, advance, z, solver.init(z), stop.init(tally.residual), tally)
     every, samples = 1 if observe is not None else _looks(z), len(z)
     del z  # the loop holds no old states
-    first = _replayed(walk, max_steps, every) if graphs and observe is None else 0
+    first = _replayed(walk, max_steps) if graphs and observe is None else 0
     for taken in range(first, max_steps):
         r, evaluation = walk.evaluate()
         if observe is not None:
@@ -74,7 +74,7 @@ def iterate(
     return Solution(walk.z, tally.residual, tally.steps, tally.converged, tally.failed, step)
 
 
-def _replayed(walk: "_Walk", max_steps: int, every: int) -> int:
+def _replayed(walk: "_Walk", max_steps: int) -> int:
     """How many steps were taken with one of them recorded: all that are needed, or those before it was given up."""
     recorder = recorder_of(walk.z) if max_steps > WARM + 1 else None
     if recorder is None:
@@ -83,13 +83,19 @@ def _replayed(walk: "_Walk", max_steps: int, every: int) -> int:
     for taken in range(WARM):
         if not walk.step_in_place():
             return taken + 1
-    places = walk.tally.each
-    replay = recorder.record(walk.step_in_place)
-    walk.tally.each = places
+    places = walk.z, walk.state, walk.memory, walk.tally.each
+
+    def step() -> None:
+        if not walk.step_in_place():
+            raise RuntimeError("a step's results have other shapes than those of the steps before")
+
+    replay = recorder.record(step)
+    # a record that broke off leaves names of tensors that nobody has computed
+    walk.z, walk.state, walk.memory, walk.tally.each = places
     if replay is None:
         return WARM
     for taken in range(WARM, max_steps):
-        if taken % every == 0 and not bool(walk.tally.active.any()):
+        if taken % LOOK == 0 and not bool(walk.tally.active.any()):
             break
         replay()
     return max_steps

@@ -46,8 +46,8 @@ class OptimizerLayer(nn.Module):
         clamp_quantile: gradients arriving at the finest field are clamped to ± this quantile of their size; 1 = never.
         through_levels: whether gradients pass from a level to the one above, with an adjoint that lets them
             (`UnrolledAdjoint`); otherwise they reach the features of a level through its own solution only.
-        graphs: whether a GPU records a step of a solve and replays it (`implicit.graphs`); by default where update and
-            transformation are known to do the same operations at every call. Results are the same.
+        graphs: whether a GPU records a step of a solve and replays it, which spares the host (`implicit.graphs`), where
+            update and transformation say that they do the same operations at every call. Not yet run on a GPU.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -66,7 +66,7 @@ class OptimizerLayer(nn.Module):
         field_sigma: float = 0.5,
         clamp_quantile: float = 0.98,
         through_levels: bool = False,
-        graphs: bool | None = None,
+        graphs: bool = False,
     ) -> None:
         super().__init__()
         if not iterations or min(iterations) < 0:
@@ -173,7 +173,7 @@ class OptimizerLayer(nn.Module):
             stop=self.stop if stop is None else stop,
             advance=problem.advance,
             observe=observe,
-            graphs=problem.repeats if self.graphs is None else self.graphs,
+            graphs=self.graphs and problem.repeats,
         )
 
     def _carried(self, z: Tensor, old: Level, new: Level) -> Tensor:

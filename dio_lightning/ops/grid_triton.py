@@ -46,8 +46,12 @@ def volume(x: Tensor) -> tuple[int, int, int]:
 
 def wide(*tensors: Tensor, values: int = 7) -> bool:
     """Whether offsets within a sample need 64 bits; `values` is the most that is written for a voxel."""
+    most = max(x.shape[2:].numel() for x in tensors)
+    # no offset within a tensor is larger than the memory that it lies in, which is quickly asked
+    if max(*(x.untyped_storage().nbytes() // x.itemsize for x in tensors), values * most) <= LARGEST:
+        return False
     spans = [sum((n - 1) * abs(step) for n, step in zip(x.shape[1:], x.stride()[1:], strict=True)) for x in tensors]
-    return max(*spans, *(values * x.shape[2:].numel() for x in tensors)) > LARGEST
+    return max(*spans, values * most) > LARGEST
 
 
 def power_of_two(n: int) -> int:

@@ -46,6 +46,7 @@ def correlate(x: Tensor, taps: Sequence[Sequence[float]]) -> Tensor:
     x = x.detach().contiguous()
     kept, number = precision(x)
     total, size = x, x.shape[2:]
+    offsets = wide(x, values=2 * x.shape[1])
     axes = [axis for axis, weights in enumerate(taps) if len(weights) > 1 or weights[0] != 1]
     for axis in axes:
         extent, inner, lines = size[axis], size[axis + 1 :].numel(), x.shape[1] * size[:axis].numel()
@@ -58,7 +59,7 @@ def correlate(x: Tensor, taps: Sequence[Sequence[float]]) -> Tensor:
         with on(x):
             _correlate[(len(x) * blocks,)](
                 *(total, _weights(weights, kept, x.device), out, blocks, voxels, extent, inner),
-                *(len(weights) - 1, rows, BLOCK, number, wide(x, values=2 * x.shape[1])),
+                *(len(weights) - 1, rows, BLOCK, number, offsets),
             )
         total = out
     return total.clone() if total is x else total
