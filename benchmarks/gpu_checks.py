@@ -122,7 +122,13 @@ def _pytest(options: list[str], progress: Progress) -> Found:
         return {"ok": False, "finished": False, "outcomes": outcomes}
     # 5: nothing was left to run
     ok = code in (0, 5) and not bad and count > 0
-    return {"ok": ok, "passed": count, "failed": bad, "outcomes": outcomes, **({} if ok else {"tail": tail.replace(sys.executable, "python")})}
+    return {
+        "ok": ok,
+        "passed": count,
+        "failed": bad,
+        "outcomes": outcomes,
+        **({} if ok else {"tail": tail.replace(sys.executable, "python")}),
+    }
 
 
 def kernels(machine: Machine) -> Iterator[tuple[str, Item]]:
