@@ -144,3 +144,17 @@ def test_a_network_computes_the_same_with_split_convolutions(size, monkeypatch) 
         ours = network(x)
     assert len(calls) == (1 if 23 in size else 2 if len(size) == 3 else 3)
     assert_close(ours, network(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (1, 2, 3)])
+def test_voxels_are_repeated_as_their_nearest_neighbours(size) -> None:
+    torch.manual_seed(0)
+    coarse = blocks.channels_last(torch.randn(2, 3, *size, dtype=torch.float64)).requires_grad_()
+    ours = joining.repeated(coarse)
+    fine = [2 * n for n in size]
+    theirs = torch.nn.functional.interpolate(coarse, fine, mode="nearest")
+    assert torch.equal(ours, theirs) and ours.stride(1) == 1
+    of = torch.randn(ours.shape, dtype=torch.float64)
+    assert_close(torch.autograd.grad(ours, coarse, of), torch.autograd.grad(theirs, coarse, of))
+    odd = [2 * n - 1 for n in size]
+    assert torch.equal(joining.nearest(coarse, odd), torch.nn.functional.interpolate(coarse, odd, mode="nearest"))

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dio_lightning.features.blocks import double_conv, norm_conv
 from dio_lightning.features.learned import FeatureNetwork, Precision
 from dio_lightning.networks.blocks import conv, max_pool
+from dio_lightning.networks.joining import nearest
 
 
 class UNet(FeatureNetwork):
@@ -72,5 +72,5 @@ class UNet(FeatureNetwork):
                 return features
             level //= 2
             skip = skips.pop()
-            x = torch.cat([skip, F.interpolate(x, skip.shape[2:], mode="nearest")], 1)
+            x = torch.cat([skip, nearest(x, skip.shape[2:])], 1)
             x = self.decoder[str(level)](x)

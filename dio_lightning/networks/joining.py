@@ -1,5 +1,6 @@
 """The convolution at which a decoder joins what comes from below with a skip, without the finer copy of the former."""
 
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+SPLIT_ON_CUDA = False
 LEAST = 2**12
 """Voxels from which on a transposed convolution is faster than what it spares."""
 
@@ -19,11 +21,35 @@ def join(block: nn.Module, coarse: Float[Tensor, "b c *t"], skip: Float[Tensor, 
     """
     convolution, *rest = _parts(block)
     if not _splits(convolution, coarse, skip):
-        return block(torch.cat([F.interpolate(coarse, skip.shape[2:], mode="nearest"), skip], 1))
+        return block(torch.cat([nearest(coarse, skip.shape[2:]), skip], 1))
     x = split(convolution, coarse, skip)
     for module in rest:
         x = module(x)
     return x
+
+
+def nearest(coarse: Float[Tensor, "b c *t"], size: Sequence[int]) -> Float[Tensor, "b c *s"]:
+    """The nearest voxel of a coarse grid at each of a fine one, as `torch.nn.functional.interpolate` has it.
+
+    torch's kernel for volumes on CUDA knows channels first alone, and turns what has them last there and back; a grid
+    of exactly twice the voxels is copied as it lies.
+    """
+    copies = coarse.is_cuda and coarse.ndim == 5 and coarse.stride(1) == 1 and _twice(coarse.shape[2:], size)
+    return repeated(coarse) if copies else F.interpolate(coarse, size, mode="nearest")
+
+
+def repeated(coarse: Float[Tensor, "b c *t"]) -> Float[Tensor, "b c *s"]:
+    """Every voxel twice along every axis, channels last in memory."""
+    b, c, *t = coarse.shape
+    x = coarse.movedim(1, -1)
+    for axis in range(len(t)):
+        x = x.unsqueeze(2 + 2 * axis)
+    x = x.expand(b, *(n for extent in t for n in (extent, 2)), c)
+    return x.reshape(b, *(2 * extent for extent in t), c).movedim(-1, 1)
+
+
+def _twice(coarse: Sequence[int], fine: Sequence[int]) -> bool:
+    return all(n == 2 * below for n, below in zip(fine, coarse, strict=True))
 
 
 def _parts(block: nn.Module) -> list[nn.Module]:
@@ -55,6 +81,6 @@ def _splits(layer: nn.Module, coarse: Tensor, skip: Tensor) -> TypeGuard[nn.Conv
     """Whether `split` is right, and faster."""
     if not isinstance(layer, nn.Conv2d | nn.Conv3d) or set(layer.kernel_size) != {3} or set(layer.stride) != {1}:
         return False
-    twice = all(fine == 2 * below for fine, below in zip(skip.shape[2:], coarse.shape[2:], strict=True))
-    plain = coarse.device.type == "cpu" and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    return twice and plain and coarse[0, 0].numel() >= LEAST
+    plain = (coarse.device.type == "cpu" and not torch.is_autocast_enabled("cpu")) or (coarse.is_cuda and SPLIT_ON_CUDA)
+    plain = plain and not torch.is_grad_enabled()
+    return plain and _twice(coarse.shape[2:], skip.shape[2:]) and coarse[0, 0].numel() >= LEAST

@@ -91,6 +91,25 @@ def share(blocks, BLOCK: tl.constexpr, WIDE: tl.constexpr):  # noqa: ANN001, ANN
 
 
 @jit
+def tile(s0, s1, s2, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, WIDE: tl.constexpr):  # noqa: ANN001, ANN201
+    """The sample that a program takes (64 bits), the voxels of its tile and where they lie, and which are inside.
+
+    Neighbours along every axis are of one program, so that what their cells share is read once.
+    """
+    lines, rows = (s2 + T2 - 1) // T2, (s1 + T1 - 1) // T1
+    blocks = lines * rows * ((s0 + T0 - 1) // T0)
+    program = tl.program_id(0)
+    first, lane = program % blocks, tl.arange(0, T0 * T1 * T2)
+    i = first // lines // rows * T0 + lane // (T1 * T2)
+    j = first // lines % rows * T1 + lane // T2 % T1
+    k = first % lines * T2 + lane % T2
+    inside = (i < s0) & (j < s1) & (k < s2)
+    if WIDE:
+        i, j, k = i.to(tl.int64), j.to(tl.int64), k.to(tl.int64)
+    return (program // blocks).to(tl.int64), (i * s1 + j) * s2 + k, i, j, k, inside
+
+
+@jit
 def place(n, s1, s2):  # noqa: ANN001, ANN201
     """Where voxel n of a volume lies along its three axes."""
     line = n // s2

@@ -7,7 +7,8 @@ their order, and so the last digits, differ from run to run.
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.grid_triton import jit, on, precision, share, strides, tl, unordered, volume, wide, write
+from dio_lightning.ops import match_triton
+from dio_lightning.ops.grid_triton import jit, on, precision, strides, tile, tl, unordered, volume, wide, write
 from dio_lightning.ops.match_triton import between, cells, tiles
 
 
@@ -26,18 +27,18 @@ def _give_face(to, step1, step2, a0, d0, f1, f2, v1, v2, total, r, mask):  # noq
     _give(to + step1 + step2, a0, f1, f2, d0, v1, v2, total, r, mask)
 
 
-@jit(do_not_specialize=["blocks", "voxels", "s0", "s1", "s2"])
+@jit(do_not_specialize=["voxels", "s0", "s1", "s2"])
 def backward(  # noqa: ANN201
     fixed, moving, u, of_value, v, of_fixed, of_moving, of_u,  # noqa: ANN001
-    blocks, voxels, s0, s1, s2, channels,  # noqa: ANN001
+    voxels, s0, s1, s2, channels,  # noqa: ANN001
     fb, f_0, f_1, f_2, fc, mb, m_0, m_1, m_2, mc,  # noqa: ANN001
-    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, NUMBER: tl.constexpr, WIDE: tl.constexpr,
+    D: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, CHUNK: tl.constexpr,
+    NUMBER: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of ⟨of_value, E⟩ + ⟨v, ρ⟩; those of the features have channels last in memory."""
-    sample, n = share(blocks, BLOCK, WIDE)
-    inside = n < voxels
-    i, j, k, i0, j0, k0, t0, t1, t2, f0, f1, f2, m0, m1, m2 = cells(
-        u, sample, n, inside, voxels, s0, s1, s2, D, NUMBER, WIDE
+    sample, n, i, j, k, inside = tile(s0, s1, s2, T0, T1, T2, WIDE)
+    i0, j0, k0, t0, t1, t2, f0, f1, f2, m0, m1, m2 = cells(
+        u, sample, n, i, j, k, inside, voxels, s0, s1, s2, D, NUMBER, WIDE
     )
     at_fixed = fixed + sample * fb + (i * f_0 + j * f_1 + k * f_2)
     at_moving = moving + sample * mb + (i0 * m_0 + j0 * m_1 + k0 * m_2)
@@ -53,7 +54,7 @@ def backward(  # noqa: ANN201
         at += voxels
     v1, v2 = m1 * tl.load(at, inside, 0.0).to(NUMBER), m2 * tl.load(at + voxels, inside, 0.0).to(NUMBER)
     v0, v1, v2, f0, f1, f2 = v0[:, None], v1[:, None], v2[:, None], f0[:, None], f1[:, None], f2[:, None]
-    zero = tl.zeros([BLOCK], NUMBER)
+    zero = tl.zeros([T0 * T1 * T2], NUMBER)
     u0, u1, u2 = zero, zero, zero
     scale = 2.0 / (channels + zero)[:, None]
     for first in range(0, channels, CHUNK):
@@ -94,7 +95,8 @@ def match_adjoint(
         backward[(b * sizes.blocks,)](
             *(fixed, moving, u, of_value.detach().contiguous(), of_gradient.detach().contiguous()),
             *(of_fixed, of_moving, of_u),
-            *(sizes.blocks, s.numel(), *volume(u), c, *strides(fixed), *strides(moving)),
-            *(u.shape[1], sizes.block, sizes.chunk, number, wide(fixed, moving, u, values=max(c, 7))),
+            *(s.numel(), *volume(u), c, *strides(fixed), *strides(moving)),
+            *(u.shape[1], *sizes.extents, sizes.chunk, number, wide(fixed, moving, u, values=max(c, 7))),
+            num_warps=match_triton.WARPS,
         )
     return of_fixed.movedim(-1, 1), of_moving.to(moving.dtype).movedim(-1, 1), of_u

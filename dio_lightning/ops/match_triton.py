@@ -5,6 +5,7 @@ line, so that features with channels last in memory are read whole. Only the adj
 by atomic additions into the gradient of the moving features.
 """
 
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,10 @@ from dio_lightning.ops.grid_triton import (
     cell,
     jit,
     on,
-    place,
     power_of_two,
     precision,
-    share,
     strides,
+    tile,
     tl,
     volume,
     wide,
@@ -26,17 +26,21 @@ from dio_lightning.ops.grid_triton import (
 )
 
 ELEMENTS = 512
-"""Voxels of a block times channels of a chunk."""
-THREADS = 128
-"""Of a program, by Triton's default of four warps."""
+"""Voxels of a tile times channels of a chunk."""
+WARPS = 4
+"""Of 32 threads, for a program."""
 CHANNELS = 16
 """Most channels of a chunk."""
+WIDTH = 8
+"""Most voxels of a tile along the last axis."""
 
 
 @jit
-def cells(u, sample, n, inside, voxels, s0, s1, s2, D: tl.constexpr, NUMBER: tl.constexpr, WIDE: tl.constexpr):  # noqa: ANN001, ANN201
+def cells(  # noqa: ANN201
+    u, sample, n, i, j, k, inside, voxels, s0, s1, s2,  # noqa: ANN001
+    D: tl.constexpr, NUMBER: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Of each point, along each axis: lower corner, step to the upper one, fraction, whether it moves."""
-    i, j, k = place(n, s1, s2)
     at = u + sample * D * voxels + n
     if D == 3:
         i0, t0, f0, m0 = cell(i.to(NUMBER) + tl.load(at, inside, 0.0).to(NUMBER), s0, WIDE)
@@ -45,7 +49,7 @@ def cells(u, sample, n, inside, voxels, s0, s1, s2, D: tl.constexpr, NUMBER: tl.
         i0, t0, f0, m0 = i, i * 0, (i * 0).to(NUMBER), (i * 0).to(NUMBER)
     j0, t1, f1, m1 = cell(j.to(NUMBER) + tl.load(at, inside, 0.0).to(NUMBER), s1, WIDE)
     k0, t2, f2, m2 = cell(k.to(NUMBER) + tl.load(at + voxels, inside, 0.0).to(NUMBER), s2, WIDE)
-    return i, j, k, i0, j0, k0, t0, t1, t2, f0, f1, f2, m0, m1, m2
+    return i0, j0, k0, t0, t1, t2, f0, f1, f2, m0, m1, m2
 
 
 @jit
@@ -72,24 +76,23 @@ def between(at, step0, step1, step2, f0, f1, f2, mask, D: tl.constexpr):  # noqa
     return y, g0, g1, g2, h01, h02, h12
 
 
-@jit(do_not_specialize=["blocks", "voxels", "s0", "s1", "s2"])
+@jit(do_not_specialize=["voxels", "s0", "s1", "s2"])
 def _forward(  # noqa: ANN202
     fixed, moving, u, energy, gradient, block, residual,  # noqa: ANN001
-    blocks, voxels, s0, s1, s2, channels,  # noqa: ANN001
+    voxels, s0, s1, s2, channels,  # noqa: ANN001
     fb, f_0, f_1, f_2, fc, mb, m_0, m_1, m_2, mc,  # noqa: ANN001
-    D: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, BLOCKS: tl.constexpr,
-    NUMBER: tl.constexpr, WIDE: tl.constexpr,
+    D: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCKS: tl.constexpr, NUMBER: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Energy of a program and slope of each voxel; with BLOCKS also its Gauss-Newton block and its residual."""
-    sample, n = share(blocks, BLOCK, WIDE)
-    inside = n < voxels
-    i, j, k, i0, j0, k0, t0, t1, t2, f0, f1, f2, m0, m1, m2 = cells(
-        u, sample, n, inside, voxels, s0, s1, s2, D, NUMBER, WIDE
+    sample, n, i, j, k, inside = tile(s0, s1, s2, T0, T1, T2, WIDE)
+    i0, j0, k0, t0, t1, t2, f0, f1, f2, m0, m1, m2 = cells(
+        u, sample, n, i, j, k, inside, voxels, s0, s1, s2, D, NUMBER, WIDE
     )
     at_fixed = fixed + sample * fb + (i * f_0 + j * f_1 + k * f_2)
     at_moving = moving + sample * mb + (i0 * m_0 + j0 * m_1 + k0 * m_2)
     steps0, steps1, steps2 = (t0 * m_0)[:, None], (t1 * m_1)[:, None], (t2 * m_2)[:, None]
-    zero = tl.zeros([BLOCK], NUMBER)
+    zero = tl.zeros([T0 * T1 * T2], NUMBER)
     r0, r1, r2, rr = zero, zero, zero, zero
     q00, q01, q02, q11, q12, q22 = zero, zero, zero, zero, zero, zero
     for first in range(0, channels, CHUNK):
@@ -151,22 +154,27 @@ def _run(fixed: Tensor, moving: Tensor, u: Tensor, blocks: bool) -> tuple[Tensor
     with on(u):
         _forward[(b * sizes.blocks,)](
             *(fixed, moving, u, energy, gradient, block, residual),
-            *(sizes.blocks, u.shape[2:].numel(), *volume(u), fixed.shape[1], *strides(fixed), *strides(moving)),
-            *(d, sizes.block, sizes.chunk, blocks, number, wide(fixed, moving, u)),
+            *(u.shape[2:].numel(), *volume(u), fixed.shape[1], *strides(fixed), *strides(moving)),
+            *(d, *sizes.extents, sizes.chunk, blocks, number, wide(fixed, moving, u)),
+            num_warps=WARPS,
         )
     return energy.sum(1, dtype=torch.float64).to(u.dtype), gradient, block, residual
 
 
 class Tiles(NamedTuple):
-    """How the work is dealt: voxels of a program, channels of a chunk, programs of a sample."""
+    """How the work is dealt: voxels of a program along each axis, channels of a chunk, programs of a sample."""
 
-    block: int
+    extents: tuple[int, int, int]
     chunk: int
     blocks: int
 
 
 def tiles(features: Tensor, u: Tensor) -> Tiles:
-    """As many voxels as make a block of `ELEMENTS` with the channels that are read at once, at most one a thread."""
+    """As many voxels as make `ELEMENTS` with the channels that are read at once, at most one a thread, as a block."""
     chunk = min(power_of_two(max(features.shape[1], 1)), CHANNELS)
-    block = min(ELEMENTS // chunk, THREADS)
-    return Tiles(block, chunk, -(-u.shape[2:].numel() // block))
+    voxels = min(ELEMENTS // chunk, 32 * WARPS)
+    third = min(voxels, WIDTH)
+    beside = (voxels // third).bit_length() - 1
+    first = 0 if u.ndim == 4 else beside // 2
+    extents = 1 << first, 1 << (beside - first), third
+    return Tiles(extents, chunk, prod(-(-n // extent) for n, extent in zip(volume(u), extents, strict=True)))
