@@ -38,6 +38,7 @@ def pair(shape, spacing, steps=2.0) -> Pair:
 def test_the_working_grid_has_voxels_of_that_size(shape, spacing, size) -> None:
     work = model(voxel=2.0).work(pair(shape, spacing))
     assert list(work["fixed"].shape[2:]) == list(work["moving"].shape[2:]) == size
+    assert "spacing" in work
     # what lies between the first voxel and the last is as long as before
     lengths = [(n - 1) * step for n, step in zip(shape, spacing, strict=True)]
     working = [(n - 1) * step for n, step in zip(size, work["spacing"][0].tolist(), strict=True)]
