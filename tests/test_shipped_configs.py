@@ -44,7 +44,8 @@ def test_a_file_here_wins_and_what_is_no_name_is_left_alone(elsewhere):
         ("lncc.yaml", "did you mean 'classical/lncc'?"),
         (
             "deqreg",
-            "did you mean 'brains/deqreg' or 'brains_updates/deqreg' or 'lab/deqreg' or 'shift/deqreg' or 'updates/deqreg'?",
+            "did you mean 'brains/deqreg' or 'brains_updates/deqreg' or 'lab/deqreg' or 'shift/deqreg' or "
+            "'updates/deqreg'?",
         ),
         ("nothing/alike", "`dio-lightning configs` lists"),
     ],
