@@ -8,6 +8,7 @@ slices. The exit status is 1 if a score moves by 0.0005 or more. What the older 
 """
 
 import argparse
+import fnmatch
 import json
 import os
 import subprocess
@@ -52,11 +53,11 @@ def dice(fixed: Tensor, moving: Tensor, u: Tensor) -> list[float]:
     return scores
 
 
-def scored(root: str, pairs: int) -> Iterator[tuple[str, float | None]]:
-    """Every method and its score; `pairs` volumes at most."""
+def scored(root: str, pairs: int, pattern: str) -> Iterator[tuple[str, float | None]]:
+    """Every method of a name and its score; `pairs` volumes at most."""
     from dio_lightning import build  # that of the checkout on the path
 
-    for name in WEIGHTS:
+    for name in fnmatch.filter(WEIGHTS, pattern):
         weights = str(REPOSITORY / name) if "/" in name else name
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -79,11 +80,11 @@ def _score(module: Any, loader: Any, pairs: int) -> float:  # noqa: ANN401
     return sum(scores) / len(scores)
 
 
-def _run(checkout: Path, operators: str | None, root: str, pairs: int) -> dict[str, float | None]:
+def _run(checkout: Path, operators: str | None, options: argparse.Namespace) -> dict[str, float | None]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
     if operators:
         environment["DIO_OPS"] = operators
-    command = [sys.executable, __file__, root, "--pairs", str(pairs), "--alone"]
+    command = [sys.executable, __file__, options.root, "--pairs", str(options.pairs), "--only", options.only, "--alone"]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -94,17 +95,18 @@ def main() -> int:
     parser.add_argument("root", help="brains_2mm of the laboratory")
     parser.add_argument("--against", type=Path, help="another checkout")
     parser.add_argument("--pairs", type=int, default=1, help="volumes of each method, default: %(default)s")
+    parser.add_argument("--only", default="*", help="of these weights, such as '*riir*' (default: all)")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
-        print("\n" + json.dumps(dict(scored(options.root, options.pairs))))
+        print("\n" + json.dumps(dict(scored(options.root, options.pairs, options.only))))
         return 0
-    columns = {way: _run(REPOSITORY, way, options.root, options.pairs) for way in ("numba", "reference")}
+    columns = {way: _run(REPOSITORY, way, options) for way in ("numba", "reference")}
     if options.against:
-        columns["before"] = _run(options.against, None, options.root, options.pairs)
+        columns["before"] = _run(options.against, None, options)
     print("| weights | " + " | ".join(columns) + " | largest difference |\n|---|" + "---|" * (len(columns) + 1))
     worst = 0.0
-    for name in WEIGHTS:
+    for name in columns["numba"]:
         row = [column[name] for column in columns.values()]
         numbers = [x for x in row if x is not None]
         moved = max(numbers) - min(numbers)

@@ -19,7 +19,7 @@ from time import monotonic
 
 from gpu_record import ROOT, Item, Progress, Record
 
-SECTIONS = ("versions", "tests", "kernels", "methods", "memory", "speed")
+SECTIONS = ("versions", "tests", "kernels", "methods", "memory", "speed", "profile")
 SITE = ROOT / "build" / "gpu-site"
 
 
@@ -75,7 +75,7 @@ def run(record: Record, items: Iterator[tuple[str, Item]], wanted: Callable[[str
         if not record.items[name]["finished"]:
             print(f"{name}: cut off, start again to go on", flush=True)
             return False
-        shown = {key: value for key, value in found.items() if key not in ("ok", "outcomes", "traceback")}
+        shown = {key: value for key, value in found.items() if key not in ("ok", "outcomes", "traceback", "kernels")}
         print(f"{name}: {'ok' if found['ok'] else 'FAILED'} {shown}", flush=True)
     return True
 

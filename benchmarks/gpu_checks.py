@@ -122,7 +122,13 @@ def _pytest(options: list[str], progress: Progress) -> Found:
         return {"ok": False, "finished": False, "outcomes": outcomes}
     # 5: nothing was left to run
     ok = code in (0, 5) and not bad and count > 0
-    return {"ok": ok, "passed": count, "failed": bad, "outcomes": outcomes, **({} if ok else {"tail": tail})}
+    return {
+        "ok": ok,
+        "passed": count,
+        "failed": bad,
+        "outcomes": outcomes,
+        **({} if ok else {"tail": tail.replace(sys.executable, "python")}),
+    }
 
 
 def kernels(machine: Machine) -> Iterator[tuple[str, Item]]:
@@ -159,6 +165,16 @@ def speed(machine: Machine) -> Iterator[tuple[str, Item]]:
         yield f"speed/training step of {name}", partial(_call, partial(step_seconds, machine, name))
 
 
+def profiles(machine: Machine) -> Iterator[tuple[str, Item]]:
+    """Where a pair's time goes, and how feature matching is best dealt out."""
+    from gpu_profile import PROFILED, dealt, profiled
+
+    for name in PROFILED:
+        yield f"profile/{name}", partial(_call, partial(profiled, machine, name))
+    for name in ("match", "match_blocks", "match_adjoint"):
+        yield f"profile/tiles of {name}", partial(_call, partial(dealt, machine, name))
+
+
 def _call(function: Callable[[], Found], progress: Progress) -> Found:
     return function()
 
@@ -170,4 +186,5 @@ SECTIONS: dict[str, Callable[[Machine], Iterator[tuple[str, Item]]]] = {
     "methods": methods,
     "memory": memory,
     "speed": speed,
+    "profile": profiles,
 }

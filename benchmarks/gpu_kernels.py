@@ -83,18 +83,18 @@ def kernel(machine: Machine, name: str) -> Found:
     with torch.no_grad():
         found = _differences(call, inputs(small, machine.device))
         x = inputs(large, machine.device)
-        seconds = _seconds(lambda: call(x), machine)
+        ours = seconds(lambda: call(x), machine)
         with plain():
-            beside = _seconds(lambda: call(x), machine)
+            beside = seconds(lambda: call(x), machine)
         source, target = x["fixed"], torch.empty_like(x["fixed"])
-        copy = _seconds(lambda: target.copy_(source), machine)
-    share = (values * x["a"].numel() / seconds) / (2 * source.numel() / copy)
+        copy = seconds(lambda: target.copy_(source), machine)
+    share = (values * x["a"].numel() / ours) / (2 * source.numel() / copy)
     asked = 0.0 if machine.device.type == "cpu" or machine.small else ASKED.get(name, 0.0)
     return {
         "ok": found["norm"] <= NORM and found["typical"] <= TYPICAL and share >= asked,
         "operators": ops.chosen(machine.device.type),
         **found,
-        "milliseconds": 1e3 * seconds,
+        "milliseconds": 1e3 * ours,
         "milliseconds_plain": 1e3 * beside,
         "share_of_copy": share,
         "copy_gb_per_s": 2 * source.nbytes / copy / 1e9,
@@ -122,7 +122,7 @@ def _tensors(result: object) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)  # pyright: ignore[reportReturnType]
 
 
-def _seconds(call: Callable[[], object], machine: Machine) -> float:
+def seconds(call: Callable[[], object], machine: Machine) -> float:
     """Of a call, after three that compile and warm up; on a GPU many in a row, by its own clock."""
     if machine.device.type == "cpu":
         start = perf_counter()

@@ -180,21 +180,24 @@ def flat(machine: Machine) -> Found:
 
 def pair_seconds(machine: Machine, name: str) -> Found:
     """Seconds of the registration of one pair, the best of three after a warm-up, and its peak memory (MiB)."""
-    method, whole, resolution, asked = PAIRS[name]
-    size = (16, 20, 24) if machine.small else whole
-    precision = "float32" if machine.small else "bfloat16"
-    module = in_precision(build("brains", method), precision).to(machine.device).eval()
+    module, images = prepared(machine, name)
+    with torch.inference_mode():
+        found, measured = _timed(lambda: module.test_step(images, 0), machine)
+    if PAIRS[name].asked and not machine.small:
+        measured |= {"seconds_asked": PAIRS[name].asked}
+    ok = bool(found["displacement"].isfinite().all())
+    means = {key: float(found[key].float().mean()) for key in ("steps", "residual")}
+    return {"ok": ok, **measured, **means, "size": list(images["fixed"].shape[2:])}
+
+
+def prepared(machine: Machine, name: str) -> tuple[RegistrationModule, Pair]:
+    """The method and the images of one of `PAIRS`."""
+    method, size, resolution, _ = PAIRS[name]
+    module = in_precision(build("brains", method), "float32" if machine.small else "bfloat16")
     module.resolution = resolution
     if machine.small:
         fewer(module)
-    images = pair(size, machine.device)
-    with torch.inference_mode():
-        found, measured = _timed(lambda: module.test_step(images, 0), machine)
-    if asked and not machine.small:
-        measured |= {"seconds_asked": asked}
-    ok = bool(found["displacement"].isfinite().all())
-    means = {key: float(found[key].float().mean()) for key in ("steps", "residual")}
-    return {"ok": ok, **measured, **means, "size": list(size)}
+    return module.to(machine.device).eval(), pair((16, 20, 24) if machine.small else size, machine.device)
 
 
 def step_seconds(machine: Machine, name: str) -> Found:

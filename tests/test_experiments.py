@@ -30,7 +30,7 @@ TINY = ROOT / "tests/conf/tiny.yaml"
 CLASSICAL = [file for file in ROOT.glob("experiments/classical/*.yaml") if "elastix" not in file.stem]
 EXPERIMENTS = sorted([*ROOT.glob("experiments/dio/*.yaml"), *CLASSICAL])
 NO_METHODS = ("data", "contrast", "slices")
-LABS = ("lab", "updates", "brains", "shift")
+LABS = ("lab", "updates", "brains", "brains_updates", "shift")
 METHODS = sorted(f for lab in LABS for f in ROOT.glob(f"experiments/{lab}/*.yaml") if f.stem not in NO_METHODS)
 # dotted path below `model`: short, and as a config file nests it
 FORMS = {"short": "layer.{}", "long": "init_args.layer.init_args.{}"}
@@ -120,7 +120,8 @@ def test_a_method_builds_beside_the_data_that_all_share_and_takes_its_grid(file,
     assert_saved(cli.model)
     weights, d = cli.model.objective.weights, 2 if file.parent.name in ("lab", "updates") else 3
     assert (weights["image"], weights["regularity"], cli.model.objective.image.window) == (1.0, 0.25, 5)
-    assert (cli.datamodule.steps_per_epoch > 0) and (cli.datamodule.batch_size == (4 if d == 2 else 1))
+    batches = {"lab": 4, "updates": 4, "brains_updates": 2}
+    assert cli.datamodule.steps_per_epoch > 0 and cli.datamodule.batch_size == batches.get(file.parent.name, 1)
     size = (12, 16, 10)[:d]
     with torch.no_grad():
         assert cli.model(torch.rand(1, 1, *size), torch.rand(1, 1, *size))[-1].value.shape == (1, d, *size)

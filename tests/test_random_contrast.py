@@ -51,6 +51,26 @@ def test_images_have_one_table_or_two(sample):
     assert intensities(apart, "fixed") != intensities(apart, "moving")
 
 
+@pytest.mark.parametrize("alike", [{1: 4}, {4: 1, 2: 7}, "names"])
+def test_the_two_sides_of_a_structure_look_alike(sample, alike):
+    names = {1: "Left-Cortex", 4: "Right-Cortex"}
+    change = RandomContrast(probability=1.0, different=1.0, alike=alike, **PLAIN).named(names)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        changed = change(sample)
+        for side in ("fixed", "moving"):
+            one, other = (changed[side][sample[f"{side}_label"] == k].unique() for k in (1, 4))
+            tissue = changed[side][(sample[f"{side}_label"] == 0) & (sample[side] > 10)].unique()
+            assert one.numel() == 1 and torch.equal(one, other) and not torch.equal(one, tissue)
+
+
+def test_names_of_sides_must_be_given(sample):
+    with pytest.raises(ValueError, match="names its labels"):
+        RandomContrast(alike="names")(sample)
+    with pytest.raises(ValueError, match="left or right"):
+        RandomContrast(alike="names").named({1: "Brain-Stem"})
+
+
 def test_contrasts_change_their_sign(sample):
     pairs = [painted(sample, seed)["fixed"] for seed in range(30)]
     brighter = [bool(x[sample["fixed_label"] == 1][0] > x[sample["fixed_label"] == 4][0]) for x in pairs]

@@ -42,7 +42,11 @@ def test_a_file_here_wins_and_what_is_no_name_is_left_alone(elsewhere):
     [
         ("dio/dmo", "did you mean 'dio/demo'?"),
         ("lncc.yaml", "did you mean 'classical/lncc'?"),
-        ("deqreg", "did you mean 'brains/deqreg' or 'lab/deqreg' or 'shift/deqreg' or 'updates/deqreg'?"),
+        (
+            "deqreg",
+            "did you mean 'brains/deqreg' or 'brains_updates/deqreg' or 'lab/deqreg' or 'shift/deqreg' or "
+            "'updates/deqreg'?",
+        ),
         ("nothing/alike", "`dio-lightning configs` lists"),
     ],
 )

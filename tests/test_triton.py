@@ -39,7 +39,7 @@ def small(monkeypatch):
     """Several blocks, chunks and tiles in a few voxels; operators that are called by name are Triton's."""
     monkeypatch.setenv("DIO_OPS", "triton")
     sizes = {
-        match_triton: {"ELEMENTS": 32, "CHANNELS": 2, "WIDTH": 4},
+        match_triton: {"ELEMENTS": 32, "CHANNELS": 2, "CHANNELS_OF_ADJOINT": 2, "WIDTH": 4},
         sampling_triton: {"BLOCK": 16},
         stencil_triton: {"BLOCK": 16, "ROWS": 4},
         box_triton: {"BLOCK": 4, "CHUNK": 2, "ELEMENTS": 8},

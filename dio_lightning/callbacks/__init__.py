@@ -1,5 +1,6 @@
 """Lightning callbacks: scores, pictures and files."""
 
+from dio_lightning.callbacks.budget import TimeBudget
 from dio_lightning.callbacks.checkpoints import Best, Last
 from dio_lightning.callbacks.html_report import Report
 from dio_lightning.callbacks.panels import Panels
@@ -22,6 +23,7 @@ __all__ = [
     "Report",
     "StepCost",
     "StopAtSignal",
+    "TimeBudget",
     "TrainingBar",
     "replacing",
     "write_atomic",

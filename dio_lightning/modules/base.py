@@ -37,9 +37,11 @@ class RegistrationModule(ReportedSteps):
             brought to the full grid, where every score is taken.
         refine: instance optimisation that goes on from the method's displacement in test and prediction, on the full
             grid; not in training, nor in validation, which says how far the training is.
+        voxel: in place of a resolution, the size in mm of the voxels that the method works on, along every axis: those
+            it was trained on, whatever the images' own are. Images without a spacing are taken to have them.
 
     Raises:
-        ValueError: if the resolution is below 1.
+        ValueError: if the resolution is below 1, or the voxels' size not positive or given beside a resolution.
     """
 
     def __init__(
@@ -49,12 +51,17 @@ class RegistrationModule(ReportedSteps):
         scheduler: LRSchedulerCallable | None = None,
         resolution: float = 1.0,
         refine: Refinement | None = None,
+        voxel: float | None = None,
     ) -> None:
         super().__init__()
         if resolution < 1:
             raise ValueError(f"resolution is {resolution}, expected a factor of at least 1")
+        if voxel is not None and (voxel <= 0 or resolution != 1):
+            raise ValueError(
+                f"voxel is {voxel} and resolution {resolution}, expected a size in mm and a resolution of 1"
+            )
         self.objective, self.optimizer, self.scheduler = objective, optimizer, scheduler
-        self.resolution, self.refine = resolution, refine
+        self.resolution, self.refine, self.voxel = resolution, refine, voxel
         self.register_load_state_dict_pre_hook(_migrate)
 
     def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
@@ -113,7 +120,7 @@ class RegistrationModule(ReportedSteps):
 
     def work(self, pair: Pair) -> Pair:
         """The pair on the working grid, on which the moving image lies too."""
-        return at_size(on_one_grid(pair), self._size(pair["fixed"]))
+        return at_size(on_one_grid(pair), self._size(pair["fixed"], pair.get("spacing")))
 
     @_restricted_classmethod  # as Lightning's: called on a module, it would leave that module untrained
     def load_from_checkpoint(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -201,9 +208,12 @@ class RegistrationModule(ReportedSteps):
         displacement, more = self.refine(on_one_grid(pair), displacement)
         return [*solutions, *more], displacement
 
-    def _size(self, image: Tensor) -> list[int]:
-        """Extents of an image at the working resolution."""
-        return [max(min(2, extent), round(extent / self.resolution)) for extent in image.shape[2:]]
+    def _size(self, image: Tensor, spacing: Tensor | None) -> list[int]:
+        """Extents of an image at the working resolution; spacing (b, d) in mm."""
+        factors = [self.resolution] * (image.ndim - 2)
+        if self.voxel is not None and spacing is not None:
+            factors = (self.voxel / spacing.float().mean(0)).tolist()
+        return [max(min(2, extent), round(extent / f)) for extent, f in zip(image.shape[2:], factors, strict=True)]
 
     def _evaluate(self, pair: Pair, stage: str, index: int = 0) -> dict[str, Tensor]:
         work, solutions, displacement = solved = self._solve(pair)

@@ -45,6 +45,7 @@ class DIO(IterativeModule):
         symmetric: every training step registers its pairs both ways; the features are computed once.
         level_weights: what the objective counts for at each level, coarse to fine; the mean over the open levels by
             default.
+        voxel: see `RegistrationModule`.
 
     Raises:
         ValueError: if iterations, levels, opens and weights differ in number, or opens does not start at 0 and rise, or
@@ -67,8 +68,9 @@ class DIO(IterativeModule):
         anatomy_weight: float = 1.0,
         symmetric: bool = False,
         level_weights: Sequence[float] | None = None,
+        voxel: float | None = None,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, resolution, refine)
+        super().__init__(objective, optimizer, scheduler, resolution, refine, voxel)
         levels = features.levels
         if len(layer.iterations) != len(levels):
             raise ValueError(
@@ -142,7 +144,7 @@ class DIO(IterativeModule):
         if matrix is None or not self.keeps_grid(pair):
             return Pyramids(*self._of_both(work, levels), grids)
         fixed = self.features(work["fixed"], levels)
-        image = downsample(pair["moving"], self._size(pair["moving"]))
+        image = downsample(pair["moving"], self._size(pair["moving"], pair.get("spacing")))
         of_fixed, of_moving = (
             spanning(x.shape[2:], small.shape[2:]).matrix().to(matrix)
             for x, small in ((pair["fixed"], work["fixed"]), (pair["moving"], image))

@@ -87,7 +87,7 @@ def match_adjoint(
     fixed, moving, u = fixed.detach(), moving.detach(), u.detach().contiguous()
     kept, number = precision(fixed, moving, u)
     unordered("the adjoint of feature matching", u)
-    (b, c), s, sizes = fixed.shape[:2], u.shape[2:], tiles(fixed, u)
+    (b, c), s, sizes = fixed.shape[:2], u.shape[2:], tiles(fixed, u, match_triton.CHANNELS_OF_ADJOINT)
     of_fixed = torch.empty(b, *s, c, dtype=fixed.dtype, device=u.device)
     of_moving = torch.zeros(b, *s, c, dtype=kept, device=u.device)
     of_u = torch.empty_like(u)

@@ -29,10 +29,10 @@ ELEMENTS = 512
 """Voxels of a tile times channels of a chunk."""
 WARPS = 4
 """Of 32 threads, for a program."""
-CHANNELS = 16
-"""Most channels of a chunk."""
-WIDTH = 8
-"""Most voxels of a tile along the last axis."""
+CHANNELS, CHANNELS_OF_ADJOINT = 8, 16
+"""Most channels of a chunk; on an H200 the best of 4, 8 and 16, with rows."""
+WIDTH = 128
+"""Most voxels of a tile along the last axis: a row. With 8 a tile is a block, whose cells share more; not measured."""
 
 
 @jit
@@ -146,7 +146,7 @@ def _run(fixed: Tensor, moving: Tensor, u: Tensor, blocks: bool) -> tuple[Tensor
     fixed, moving, u = fixed.detach(), moving.detach(), u.detach().contiguous()
     b, d, *s = u.shape
     kept, number = precision(fixed, moving, u)
-    sizes = tiles(fixed, u)
+    sizes = tiles(fixed, u, CHANNELS)
     energy = torch.empty(b, sizes.blocks, dtype=kept, device=u.device)
     gradient, none = torch.empty_like(u), u.new_empty(0)
     block = u.new_empty(b, d * (d + 1) // 2, *s) if blocks else none
@@ -169,9 +169,9 @@ class Tiles(NamedTuple):
     blocks: int
 
 
-def tiles(features: Tensor, u: Tensor) -> Tiles:
-    """As many voxels as make `ELEMENTS` with the channels that are read at once, at most one a thread, as a block."""
-    chunk = min(power_of_two(max(features.shape[1], 1)), CHANNELS)
+def tiles(features: Tensor, u: Tensor, channels: int) -> Tiles:
+    """As many voxels as make `ELEMENTS` with the channels that are read at once, at most `channels`, one a thread."""
+    chunk = min(power_of_two(max(features.shape[1], 1)), channels)
     voxels = min(ELEMENTS // chunk, 32 * WARPS)
     third = min(voxels, WIDTH)
     beside = (voxels // third).bit_length() - 1
