@@ -13,6 +13,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 VARIABLE = "DIO_OPS"
@@ -101,6 +102,18 @@ def immediate() -> bool:
     """
     watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
     return torch.is_inference_mode_enabled() and not watched
+
+
+def backward_alone(operator: str, *tensors: Tensor | None) -> None:
+    """Is called by operators whose kernels know no forward-mode derivative: they would drop it, and say nothing.
+
+    Raises:
+        NotImplementedError: if one of the tensors carries a tangent.
+    """
+    if forward_ad._current_level < 0:  # pyright: ignore[reportPrivateUsage]  # its own functions look there
+        return
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(f"{operator} has no derivative in forward mode, expected tensors without tangents")
 
 
 @cache

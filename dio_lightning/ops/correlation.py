@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from dio_lightning.ops.choice import implementation
+from dio_lightning.ops.choice import backward_alone, implementation
 
 FLOOR = 1e-5
 
@@ -24,6 +24,7 @@ def local_correlation(a: Tensor, b: Tensor, window: int, signed: bool = False) -
     cross = Σab - ΣaΣb / window^d, likewise the variances (at least 1e-5); cross² / (var_a var_b + 1e-5) in [0, 1], or
     signed cross / √(var_a var_b + 1e-5) in [-1, 1]. Twice differentiable.
     """
+    backward_alone("local correlation", a, b)
     return _Correlation.apply(a, b, window, signed)
 
 

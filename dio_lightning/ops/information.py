@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dio_lightning.ops.choice import implementation
+from dio_lightning.ops.choice import backward_alone, implementation
 
 SPREAD = 1e-4
 """Share of the mass that is spread evenly over all bins, so that the logarithm of an empty one is finite."""
 
 
 def joint_histogram(a: Tensor, b: Tensor, bins: int, weights: Tensor | None = None) -> Tensor:
-    """How often intensities of two images in [0, 1] meet, in float64; its entries sum to 1.
+    """How often intensities of two images in [0, 1] meet, in float64; its entries sum to 1. Not differentiable.
 
     Bin k lies at k / (bins - 1); a voxel counts for the two bins beside its intensity in each image, the nearer the
     more (windows of first order; Viola and Wells, IJCV 24, 1997, Mattes et al., TMI 22, 2003, with others). Intensities
@@ -32,6 +32,7 @@ def joint_histogram(a: Tensor, b: Tensor, bins: int, weights: Tensor | None = No
     Returns:
         The histograms (b, n, n).
     """
+    backward_alone("a joint histogram", a, b, weights)
     each = None if weights is None else weights.detach().flatten(1).double()
     counts = _counted(a.flatten(1), b.flatten(1), bins, each)
     return counts / counts.sum((1, 2), keepdim=True)
@@ -43,6 +44,7 @@ def mutual_information(a: Tensor, b: Tensor, bins: int, weights: Tensor | None =
     A share `SPREAD` of the histogram's mass is spread over all bins. See `joint_histogram` for the arguments; weights
     are constants.
     """
+    backward_alone("mutual information", a, b, weights)
     each = None if weights is None else weights.detach().flatten(1).double()
     return _Information.apply(a.flatten(1), b.flatten(1), bins, each)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dio_lightning.ops import match_reference
-from dio_lightning.ops.choice import immediate, implementation
+from dio_lightning.ops.choice import backward_alone, immediate, implementation
 
 
 class Blocks(NamedTuple):
@@ -49,6 +49,7 @@ def match_blocks(fixed: Tensor, moving: Tensor, u: Tensor) -> Blocks:
 
 
 def _check(fixed: Tensor, moving: Tensor, u: Tensor) -> None:
+    backward_alone("feature matching", fixed, moving, u)
     d = fixed.ndim - 2
     if fixed.shape != moving.shape or d not in (2, 3):
         raise ValueError(

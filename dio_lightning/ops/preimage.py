@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.choice import compiles
+from dio_lightning.ops.choice import backward_alone, compiles
 from dio_lightning.ops.sampling import interpolate
 
 TOLERANCE = 1e-6
@@ -24,6 +24,7 @@ def preimages(u: Tensor, points: Tensor) -> Tensor:
         u: a displacement (d, *s) in voxels of its own grid, continued beyond the border.
         points: in voxels of that grid; computed in float64 whatever they are.
     """
+    backward_alone("a preimage", u, points)
     field, y = u.detach(), points.detach().double()
     if compiles(u):
         from dio_lightning.ops import preimage_numba  # compiled on first use, as feature matching is

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dio_lightning.ops import sampling_reference as reference
-from dio_lightning.ops.choice import immediate, implementation
+from dio_lightning.ops.choice import backward_alone, immediate, implementation
 
 LARGEST = 2**31 - 1
 """Voxels of the largest volume that is taken by compiled loops."""
@@ -23,6 +23,7 @@ def interpolate(image: Tensor, points: Tensor, padding: str = "border", relative
     With `relative` the points are displacements of the voxels of their own grid, *t. Where a point is not finite there
     is NaN.
     """
+    backward_alone("interpolation", image, points)
     if padding == "zeros" and 1 in image.shape[2:]:
         # `grid_sample` has no coordinate along an axis of one voxel; beside a second one, of zeros, it has
         image = F.pad(image, [pad for extent in reversed(image.shape[2:]) for pad in (0, int(extent == 1))])

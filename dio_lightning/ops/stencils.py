@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from dio_lightning.ops.choice import implementation
+from dio_lightning.ops.choice import backward_alone, implementation
 
 Taps = Sequence[float]
 """Weights at distance 0, 1, …; one number, 1, leaves an axis as it is."""
@@ -19,6 +19,7 @@ Taps = Sequence[float]
 
 def correlate(x: Tensor, taps: Sequence[Taps]) -> Tensor:
     """Symmetric correlation of (b, c, *s) along each axis with weights of its own, zeros outside: its own adjoint."""
+    backward_alone("smoothing", x)
     if torch.is_grad_enabled() and x.requires_grad:
         return _Correlate.apply(x, taps)
     return _correlated(x, taps)
@@ -29,6 +30,7 @@ def squared_differences(u: Tensor) -> tuple[Tensor, Tensor]:
 
     Both are differentiable where gradients are enabled.
     """
+    backward_alone("the sum of squared differences", u)
     kernels = None if torch.is_grad_enabled() and u.requires_grad else _kernels(u)
     if kernels is not None:
         return kernels.squared_differences(u)
@@ -46,6 +48,7 @@ def determinants(u: Tensor) -> Tensor:
 
     Central differences, one-sided at the border; along an axis of one voxel nothing varies. No matrix is stored.
     """
+    backward_alone("the determinant of a displacement", u)
     kernels = _kernels(u)
     return determinant(jacobian(u)) if kernels is None else kernels.determinants(u)
 
