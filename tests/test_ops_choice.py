@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dio_lightning import fields, ops
 from dio_lightning.ops import choice, correlation_numba, information_numba, match_numba, sampling_numba, stencil_numba
@@ -114,3 +115,23 @@ def test_another_name_is_refused_before_any_work(monkeypatch) -> None:
     image = torch.rand(6, 6, 6)
     with pytest.raises(ValueError, match=r"DIO_OPS is 'cuda', expected numba, triton or reference"):
         register(image, image)
+
+
+def test_inference_spares_the_dispatcher_unless_somebody_watches() -> None:
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    def both() -> tuple[torch.Tensor, ...]:
+        return *ops.match(fixed, moving, u), fields.warp(u, u)
+
+    torch.manual_seed(0)
+    (fixed, moving), u, names = torch.randn(2, 1, 4, 5, 6, 7), torch.randn(1, 3, 5, 6, 7), list[str]()
+    plain = both()
+    with torch.inference_mode():
+        assert all(map(torch.equal, both(), plain))
+        with Watch():
+            watched = both()
+    assert all(map(torch.equal, watched, plain))
+    assert {"dio.match.default", "dio.interpolate.default"} <= set(names)
