@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from dio_lightning.fields import warp
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -46,3 +48,30 @@ def test_solvers_that_are_timed_reach_their_tolerance(monkeypatch, tmp_path) -> 
         assert counted.calls == 48 or "48" not in name
     with pytest.raises(SystemExit, match="holds no torchdeq"):
         equilibria.solvers(tmp_path)
+
+
+def test_every_target_is_measured_quickly(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import targets  # pyright: ignore[reportMissingImports]
+
+    for name in targets.ITEMS:
+        row = targets.measured(name, True)
+        assert list(row) == ["seconds", "peak_mb"]
+        assert row["seconds"] > 0 and row["peak_mb"] > 100
+
+
+def test_agreement_scores_as_the_library_does(monkeypatch) -> None:
+    """Dice of labels moved to the nearest voxel, mean over those of the fixed map."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import agreement  # pyright: ignore[reportMissingImports]
+
+    torch.manual_seed(0)
+    fixed, moving = torch.randint(0, 4, (2, 2, 1, 5, 6, 7))
+    u = torch.rand(2, 3, 5, 6, 7)
+    moved = warp(moving, u, mode="nearest")
+    expected = []
+    for f, m in zip(fixed, moved, strict=True):
+        each = [2 * ((f == k) & (m == k)).sum() / ((f == k).sum() + (m == k).sum()) for k in (1, 2, 3)]
+        expected.append(float(torch.stack(each).mean()))
+    assert agreement.dice(fixed, moving, u) == pytest.approx(expected)
+    assert agreement.dice(fixed, fixed, torch.zeros_like(u)) == [1.0, 1.0]
