@@ -10,6 +10,8 @@ from numba import njit, prange
 
 # NaN must stay NaN: a diverged sample has to be seen by the solver. Everything else may be reordered, for SIMD.
 _FAST = {"reassoc", "contract", "arcp", "nsz"}
+BAND = 16
+"""Rows that are passed plane by plane: both planes of a cell are then in the cache, where whole ones do not fit."""
 
 
 @njit(inline="always")
@@ -27,6 +29,21 @@ def _cell(position: float, extent: int) -> Any:  # noqa: ANN401
     return low, min(low + 1, extent - 1), position - low, moves
 
 
+@njit(inline="always")
+def _turns(batch: int, s0: int, s1: int) -> int:
+    """Rows of voxels, with those that the last band lacks."""
+    return batch * s0 * -(-s1 // BAND) * BAND
+
+
+@njit(inline="always")
+def _row(turn: int, s0: int, s1: int) -> Any:  # noqa: ANN401
+    """Sample and place of a row; the rows of a band follow one another plane by plane, and there may be none."""
+    rows = s0 * BAND
+    band = turn // rows
+    bands = -(-s1 // BAND)
+    return band // bands, turn % rows // BAND, band % bands * BAND + turn % BAND
+
+
 def _compile_forward(blocks: bool) -> Any:  # noqa: ANN401
     """Energy per row and gradient per voxel; with `blocks`, six sums of products and r² per voxel in `extra`."""
 
@@ -34,8 +51,10 @@ def _compile_forward(blocks: bool) -> Any:  # noqa: ANN401
     def kernel(fixed, moving, u, energy, gradient, extra):  # noqa: ANN001, ANN202
         batch, s0, s1, s2, channels = fixed.shape
         scale = u.dtype.type(2.0 / channels)
-        for row in prange(batch * s0 * s1):
-            b, i, j = row // (s0 * s1), row // s1 % s0, row % s1
+        for turn in prange(_turns(batch, s0, s1)):
+            b, i, j = _row(turn, s0, s1)
+            if j >= s1:
+                continue
             total = 0.0
             for k in range(s2):
                 i0, i1, f0, m0 = _cell(i + u[b, 0, i, j, k], s0)
@@ -85,7 +104,7 @@ def _compile_forward(blocks: bool) -> Any:  # noqa: ANN401
                     extra[b, 4, i, j, k] = scale * m1 * m2 * q12
                     extra[b, 5, i, j, k] = scale * m2 * q22
                     extra[b, 6, i, j, k] = scale * rr
-            energy[row] = total / channels
+            energy[(b * s0 + i) * s1 + j] = total / channels
 
     return kernel
 
@@ -105,11 +124,13 @@ def backward(fixed, moving, u, of_value, v, of_fixed, of_moving, of_u) -> None: 
     batch, s0, s1, s2, channels = fixed.shape
     scale = u.dtype.type(2.0 / channels)
     copies = of_moving.shape[0]
-    rows = batch * s0 * s1
+    turns = _turns(batch, s0, s1)
     for copy in prange(copies):
         residual, total = np.empty(channels, u.dtype), np.empty(channels, u.dtype)
-        for row in range(copy * rows // copies, (copy + 1) * rows // copies):
-            b, i, j = row // (s0 * s1), row // s1 % s0, row % s1
+        for turn in range(copy * turns // copies, (copy + 1) * turns // copies):
+            b, i, j = _row(turn, s0, s1)
+            if j >= s1:
+                continue
             target = of_moving[copy, b]
             weight = of_value[b]
             for k in range(s2):
