@@ -67,8 +67,8 @@ def dio_pair(size: Size) -> Callable[[bool], tuple[Call, int]]:
     """Two images to a displacement as experiments/dio/brains.yaml does it: network, then 60, 40 and 20 iterations."""
 
     def make(quick: bool) -> tuple[Call, int]:
-        module = _dio((2, 2, 2) if quick else (60, 40, 20)).eval()
-        fixed, moving = _images(_size(size, quick))
+        module = dio((2, 2, 2) if quick else (60, 40, 20)).eval()
+        fixed, moving = smooth_images(_size(size, quick))
         return lambda: module(fixed, moving), 1
 
     return make
@@ -78,15 +78,15 @@ def deqreg_pair(quick: bool) -> tuple[Call, int]:
     """Two images to a displacement as experiments/brains/deqreg.yaml does it: 48 steps of Picard."""
     step = LearnedStep(VxmUNet(5, precision="bfloat16"), leak=0.1)
     module = DEQReg(step, max_steps=4 if quick else 48, stop=Never()).eval()
-    fixed, moving = _images(_size(HALF, quick))
+    fixed, moving = smooth_images(_size(HALF, quick))
     return lambda: module(fixed, moving), 1
 
 
 def dio_training(quick: bool) -> tuple[Call, int]:
     """A training step of experiments/dio/brains.yaml without its optimizer: forward, loss, backward."""
-    module = _dio((2, 2, 2) if quick else (60, 40, 20))
+    module = dio((2, 2, 2) if quick else (60, 40, 20))
     size = _size(CROP, quick)
-    fixed, moving = _images(size)
+    fixed, moving = smooth_images(size)
     labels = [torch.randint(0, LABELS + 1, (1, 1, *(n // 8 for n in size))) for _ in range(2)]
     whole = [torch.nn.functional.interpolate(x.float(), size).long() for x in labels]
     pair = Pair(fixed=fixed, moving=moving, fixed_label=whole[0], moving_label=whole[1])
@@ -113,13 +113,14 @@ def _size(size: Size, quick: bool) -> Size:
     return (16, 16, 24) if quick else size
 
 
-def _images(size: Size) -> tuple[Tensor, Tensor]:
+def smooth_images(size: Size) -> tuple[Tensor, Tensor]:
     """Two images (1, 1, *s) in [0, 1]."""
     images = [x.contiguous() - x.min() for x in shifted_features(size, 1)[:2]]
     return images[0] / images[0].max(), images[1] / images[1].max()
 
 
-def _dio(iterations: Size) -> DIO:
+def dio(iterations: Size) -> DIO:
+    """The method of experiments/dio/brains.yaml, with weights at random."""
     features = UNet(channels=16, levels=[4, 2, 1], residual=True, precision="bfloat16")
     layer = OptimizerLayer(iterations, transformation=Diffeomorphism(), stop=Never())
     return DIO(features, layer, Objective(label=Dice()))
