@@ -58,28 +58,28 @@ def test_every_section_runs_small_and_on_the_cpu(tmp_path, script, capsys) -> No
     assert json.loads(out.read_text()) == record
 
 
-def test_tests_are_run(tmp_path, script) -> None:
-    _, gpu_checks, gpu_record = script
-    record = gpu_record.Record.open(tmp_path / "gpu.json", "CPU, small")
-    progress = gpu_record.Progress(record, "tests", float("inf"))
-    few = ["-m", "not gpu", "-k", "fields.compose and double_precision"]
-    found = gpu_checks._pytest(few, progress)
-    assert found["ok"] and found["passed"] == 2 and set(found["outcomes"].values()) == {"PASSED"}
-
-
-def test_tests_that_passed_before_a_run_was_cut_off_are_not_run_again(tmp_path, script, monkeypatch) -> None:
-    """Of two tests that import nothing."""
+@pytest.fixture
+def two(tmp_path, script, monkeypatch):
+    """A folder of two tests that import nothing, and the progress of an item that runs them."""
     _, gpu_checks, gpu_record = script
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/test_gpu_two.py").write_text(
         "def test_first():\n    open('first', 'w')\n\n\ndef test_last():\n    open('last', 'w')\n"
     )
     monkeypatch.setattr(gpu_checks, "ROOT", tmp_path)
-    record = gpu_record.Record.open(tmp_path / "gpu.json", "CPU, small")
-    progress = gpu_record.Progress(record, "tests", float("inf"))
+    return gpu_record.Progress(gpu_record.Record.open(tmp_path / "gpu.json", "CPU, small"), "tests", float("inf"))
+
+
+def test_tests_are_run_in_one_process_on_a_cpu(script, two) -> None:
+    found = script[1]._pytest(["-m", "not gpu"], two)
+    assert found["ok"] and found["passed"] == 2 and set(found["outcomes"].values()) == {"PASSED"}
+
+
+def test_tests_that_passed_before_a_run_was_cut_off_are_not_run_again(tmp_path, script, two) -> None:
+    """On a GPU, by several processes."""
     first, last = (f"tests/test_gpu_two.py::test_{name}" for name in ("first", "last"))
-    progress.save({"outcomes": {first: "PASSED", last: "FAILED"}})
-    assert gpu_checks._pytest([], progress)["outcomes"] == {first: "PASSED", last: "PASSED"}
+    two.save({"outcomes": {first: "PASSED", last: "FAILED"}})
+    assert script[1]._pytest([], two)["outcomes"] == {first: "PASSED", last: "PASSED"}
     assert [(tmp_path / name).exists() for name in ("first", "last")] == [False, True]
 
 
