@@ -1,4 +1,4 @@
-"""The loop of a solve on a GPU: with and without recorded steps, what the host pays, and which kernels take the time.
+"""The loop of a solve on a GPU: with and without recorded steps, and what the host pays.
 
 python benchmarks/gpu_loop.py --out loop.json
 """
@@ -14,8 +14,8 @@ from time import perf_counter
 import torch
 from gpu_checks import Machine
 from gpu_methods import build, fewer, in_precision, pair
-from torch.profiler import ProfilerActivity, profile
 
+from dio_lightning.implicit import Never
 from dio_lightning.modules import DIO, RegistrationModule
 from dio_lightning.modules.iterative import IterativeModule
 
@@ -87,8 +87,6 @@ def host(name: str, machine: Machine) -> dict[str, float]:
     which, _ = CASES[name]
     module, images = method(which, machine), pair(TINY, machine.device)
     row = dict[str, float]()
-    from dio_lightning.implicit import Never
-
     module.layer.stop = Never()
     for label, graphs in (("eager", False), ("graphs", True)):
         module.layer.graphs = graphs
@@ -99,23 +97,6 @@ def host(name: str, machine: Machine) -> dict[str, float]:
                 found.append(min(seconds(lambda: _field(module, images), machine.device, 3)[1:]))
         row[label] = (found[1] - found[0]) / 100 * 1e6
     return row
-
-
-def kernels(name: str, machine: Machine) -> str:
-    """The profiler's table of a pair, by time on the device."""
-    which, size = CASES[name]
-    module, images = method(which, machine), pair(TINY if machine.small else size, machine.device)
-    module.layer.graphs = True
-    cuda = machine.device.type == "cuda"
-    with torch.inference_mode():
-        _field(module, images)
-        _wait(machine.device)
-        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-        with profile(activities=kinds) as record:
-            _field(module, images)
-            _wait(machine.device)
-    key = "self_device_time_total" if cuda else "self_cpu_time_total"
-    return record.key_averages().table(sort_by=key, row_limit=28, max_name_column_width=70)
 
 
 def main() -> int:
@@ -131,9 +112,9 @@ def main() -> int:
     machine, found = Machine.here(False), dict[str, object]()
     found["machine"], found["torch"] = machine.name, torch.__version__
     items = [(name, compared, name) for name in ("dio", "deqreg, 128 cubed")]
-    items += [("host, dio", host, "dio"), ("kernels, dio", kernels, "dio")]
+    items += [("host, dio", host, "dio")]
     items += [(name, compared, name) for name in ("dio, 80x96x112", "deqreg, 40x48x56")]
-    items += [("host, deqreg", host, "deqreg, 40x48x56"), ("kernels, deqreg", kernels, "deqreg, 128 cubed")]
+    items += [("host, deqreg", host, "deqreg, 40x48x56")]
     for title, measure, name in items:
         if perf_counter() - start > chosen.limit_s:
             print(f"{title}: no time left", flush=True)

@@ -10,6 +10,8 @@ set -uo pipefail
 [ $# -ge 3 ] || { sed -n 2,9p "$0"; exit 2; }
 data=$1 out=$2 limit=$3
 shift 3
+[ -d "$data" ] || { echo "$data is no folder, expected that of brains_2mm" >&2; exit 2; }
+[[ $limit =~ ^[1-9][0-9]*$ ]] || { echo "SECONDS is '$limit', expected a whole number above 0" >&2; exit 2; }
 mkdir -p "$out"
 data=$(realpath "$data") out=$(realpath "$out") work=${WORK:-$(mktemp -d)} python=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
