@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/targets.py --against /tmp/before
 
 Every measurement is a process of its own, whose seconds are processor time of one thread, so that others on the machine
-count little; the two checkouts take turns and the shortest counts. Images are smooth noise, since only shapes matter to
+count little (of several threads, --threads, seconds pass on the clock, and the machine must be idle); the two checkouts
+take turns and the shortest counts. Images are smooth noise, since only shapes matter to
 the time, and every iteration is taken.
 """
 
@@ -17,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from time import process_time
+from time import perf_counter, process_time
 from typing import NamedTuple
 
 import torch
@@ -131,19 +132,20 @@ def measured(name: str, quick: bool) -> dict[str, float]:
     warnings.filterwarnings("ignore", ".*self.log.*")  # modules run without a trainer here
     torch.manual_seed(0)
     item, seconds = ITEMS[name], float("inf")
+    clock = process_time if os.environ.get("OMP_NUM_THREADS") == "1" else perf_counter
     with torch.set_grad_enabled("training" in name):
         item.make(True)[0]()
         call, steps = item.make(quick)
         for _ in range(item.repeat):
-            start = process_time()
+            start = clock()
             call()
-            seconds = min(seconds, (process_time() - start) / steps)
+            seconds = min(seconds, (clock() - start) / steps)
     return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def _run(name: str, checkout: Path, quick: bool) -> dict[str, float]:
+def _run(name: str, checkout: Path, quick: bool, threads: int) -> dict[str, float]:
     """`measured` with the library of a checkout."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(checkout)}
     command = [sys.executable, __file__, "--alone", name, *(["--quick"] if quick else [])]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -155,10 +157,13 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout, whose library takes turns with this one's")
     parser.add_argument("--items", nargs="+", default=[""], help="those whose name contains one of these words")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each, default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="of each process, default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a small size, to test the benchmark itself")
     parser.add_argument("--out", type=Path, default=Path("build/targets.json"), help="default: %(default)s")
     parser.add_argument("--alone", choices=tuple(ITEMS), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.threads < 1 or options.rounds < 1:
+        raise SystemExit(f"--threads is {options.threads} and --rounds {options.rounds}, expected at least 1")
     if options.alone:
         print("\n" + json.dumps(measured(options.alone, options.quick)))
         return
@@ -169,7 +174,7 @@ def main() -> None:
         rows: dict[str, dict[str, float]] = {}
         for _ in range(options.rounds):
             for which, checkout in checkouts.items():
-                row = _run(name, checkout, options.quick)
+                row = _run(name, checkout, options.quick, options.threads)
                 rows[which] = {key: min(value, rows.get(which, row)[key]) for key, value in row.items()}
         table[name] = rows
         figures = "".join(f"{row['seconds']:12.4g}{row['peak_mb']:8.0f}" for row in rows.values())

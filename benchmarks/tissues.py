@@ -1,6 +1,6 @@
 """Grey and white matter of MNI152 and Colin27, for what they say of a registration of two acquired brains.
 
-    python experiments/real/tissues.py $DIO_DATA/brain_real runs/tissues
+    python benchmarks/tissues.py $DIO_DATA/brain_real runs/tissues
 
 MNI152 comes with probabilities: a voxel is the tissue that has more than half. Colin27 has none: its brain is divided
 into three classes of intensity by k-means, of which the darkest is neither. Writes both label maps (1 grey, 2 white)
