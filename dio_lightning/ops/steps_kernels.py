@@ -47,9 +47,9 @@ def _approach(x, end, weight):  # noqa: ANN001, ANN202
 
 
 @njit(error_model="numpy")
-def _divide(m, size, floor, factor, out):  # noqa: ANN001, ANN202
-    for i in range(len(out)):
-        out[i] = m[i] / (size[i] + floor) * factor
+def _divide(m, size, floor, factor):  # noqa: ANN001, ANN202
+    for i in range(len(size)):
+        size[i] = m[i] / (size[i] + floor) * factor
 
 
 @njit(parallel=True, cache=True)
@@ -93,8 +93,7 @@ def divide(m, size, floor, factor):  # noqa: ANN001, ANN201
     for part in prange(b * chunks):
         row, first = part // chunks, part % chunks * CHUNK
         end = min(first + CHUNK, n)
-        line = size[row, first:end]
-        _divide(m[row, first:end], line, floor[row], factor[row], line)
+        _divide(m[row, first:end], size[row, first:end], floor[row], factor[row])
 
 
 @njit(fastmath=_FUSED)
