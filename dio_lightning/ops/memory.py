@@ -17,6 +17,9 @@ from torch import Tensor
 LEAST = 2**20
 """Bytes of a result that is kept: smaller ones cost nothing."""
 
+LINE = 64
+"""Bytes of a line of the cache."""
+
 
 class _Kept(threading.local):
     """Of a thread: arrays, each with what it was last lent as; None where nothing is kept."""
@@ -49,11 +52,18 @@ def empty(size: Sequence[int], dtype: torch.dtype) -> Tensor:
     if kept is None or count < LEAST:
         return torch.empty(size, dtype=dtype)
     place = next((i for i, (array, lent) in enumerate(kept) if array.nbytes == count and lent() is None), len(kept))
-    array = kept[place][0] if place < len(kept) else torch.empty(count, dtype=torch.uint8).numpy()
+    array = kept[place][0] if place < len(kept) else _array(count)
     # every tensor in the memory of a lent view holds that view, which is gone when the last of them is
     view = array.view()
     kept[place : place + 1] = [(array, ref(view))]
     return torch.from_numpy(view).view(dtype).view(torch.Size(size))
+
+
+def _array(count: int) -> np.ndarray:
+    """Bytes that begin where a line of the cache does; NumPy asks for large pages where Linux has them."""
+    whole = np.empty(count + LINE, np.uint8)
+    first = -whole.ctypes.data % LINE
+    return whole[first : first + count]
 
 
 def empty_like(x: Tensor) -> Tensor:
