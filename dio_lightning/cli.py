@@ -122,7 +122,8 @@ def _configs(argv: list[str]) -> None:
 
 def _export(argv: list[str]) -> None:
     parser = CommandParser("dio-lightning export", description="Weights as safetensors, beside their resolved config.")
-    parser.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint that fit wrote")
+    weights = "a checkpoint that fit wrote, weights, or the name of a model"
+    parser.add_argument("--ckpt_path", required=True, metavar="FILE|NAME", help=weights)
     parser.add_argument("out", type=Path, help="file to write, ending in .safetensors")
     parser.add_argument("--half", action="store_true", help="round the weights to float16, in half the space")
     card = "YAML of a model's card (docs/models.md): config and card then lie in the file itself"
@@ -132,9 +133,10 @@ def _export(argv: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options = parser.parse_args(argv)
     from dio_lightning.checkpoints import export_weights
+    from dio_lightning.models import weights_path
 
     settings = {name: value for name, value in vars(options).items() if name != "ckpt_path"}
-    files = export_weights(options.ckpt_path, **settings)
+    files = export_weights(weights_path(options.ckpt_path), **settings)
     print(f"wrote {' and '.join(map(str, files))}")
 
 

@@ -96,6 +96,12 @@ def test_the_command_line_tests_a_model_by_its_name(command, tmp_path, rows):
     assert config["layer"]["init_args"]["iterations"] == [1, 1, 1], "the command line wins over the model"
 
 
+def test_a_model_is_exported_by_its_name(command, tmp_path):
+    command("export", "--ckpt_path", "brain-any", "ours.safetensors")
+    ours, shipped = load_file("ours.safetensors"), load_file(model_paths()["brain-any"])
+    assert ours.keys() == shipped.keys() and all(torch.equal(ours[key], shipped[key]) for key in shipped)
+
+
 def test_register_takes_a_model_by_its_name(command, tmp_path, capsys):
     size = (24, 20, 20)
     image = write(tmp_path, "image.nii.gz", scene(size).astype(np.float32), affine_of(size))

@@ -52,6 +52,27 @@ def test_voxels_of_that_size_and_images_without_spacing_stay_as_they_are() -> No
     assert model(voxel=3.0).work(images)["fixed"] is images["fixed"]
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing", "size"),
+    [
+        ((40, 44), (1.0, 1.0), [40, 44]),
+        ((40, 8), (1.0, 5.0), [40, 20]),
+        ((22, 8, 24), (2.0, 6.0, 2.0), [22, 24, 24]),
+        ((22, 8, 24), (0.5, 4.0, 2.1), [22, 16, 25]),
+        ((22, 1), (2.0, 5.0), [22, 1]),
+    ],
+)
+def test_only_voxels_with_a_longer_side_are_divided(shape, spacing, size) -> None:
+    work = model(max_voxel=2.0).work(pair(shape, spacing))
+    assert list(work["fixed"].shape[2:]) == size
+
+
+def test_thick_slices_are_registered_as_on_voxels_of_that_size() -> None:
+    images = pair((28, 10, 24), (2.0, 6.0, 2.0))
+    with torch.no_grad():
+        assert torch.equal(model(max_voxel=2.0).register(images), model(voxel=2.0).register(images))
+
+
 def test_it_is_the_resolution_that_makes_such_voxels() -> None:
     images = pair((32, 40), (1.0, 1.0))
     with torch.no_grad():
@@ -69,7 +90,10 @@ def test_the_answer_is_in_voxels_of_the_images(shape, spacing) -> None:
     assert float(u[inner[0], 1:, *inner[2:]].abs().mean()) < 0.3
 
 
-@pytest.mark.parametrize("settings", [{"voxel": 0.0}, {"voxel": 2.0, "resolution": 2.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"voxel": 0.0}, {"max_voxel": -1.0}, {"voxel": 2.0, "resolution": 2.0}, {"voxel": 2.0, "max_voxel": 2.0}],
+)
 def test_settings_that_contradict_are_refused(settings) -> None:
     with pytest.raises(ValueError, match="voxel is"):
         model(**settings)

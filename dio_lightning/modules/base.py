@@ -39,9 +39,11 @@ class RegistrationModule(ReportedSteps):
             grid; not in training, nor in validation, which says how far the training is.
         voxel: in place of a resolution, the size in mm of the voxels that the method works on, along every axis: those
             it was trained on, whatever the images' own are. Images without a spacing are taken to have them.
+        max_voxel: in place of either, the longest side in mm of a voxel that the method works on: thick slices are
+            divided, finer images stay as they are.
 
     Raises:
-        ValueError: if the resolution is below 1, or the voxels' size not positive or given beside a resolution.
+        ValueError: if the resolution is below 1, a voxel's side not positive, or more than one of the three given.
     """
 
     def __init__(
@@ -52,16 +54,18 @@ class RegistrationModule(ReportedSteps):
         resolution: float = 1.0,
         refine: Refinement | None = None,
         voxel: float | None = None,
+        max_voxel: float | None = None,
     ) -> None:
         super().__init__()
         if resolution < 1:
             raise ValueError(f"resolution is {resolution}, expected a factor of at least 1")
-        if voxel is not None and (voxel <= 0 or resolution != 1):
+        sides = [side for side in (voxel, max_voxel) if side is not None]
+        if min(sides, default=1) <= 0 or len(sides) + (resolution != 1) > 1:
             raise ValueError(
-                f"voxel is {voxel} and resolution {resolution}, expected a size in mm and a resolution of 1"
+                f"voxel is {voxel}, max_voxel {max_voxel} and resolution {resolution}, expected one of them, above 0"
             )
         self.objective, self.optimizer, self.scheduler = objective, optimizer, scheduler
-        self.resolution, self.refine, self.voxel = resolution, refine, voxel
+        self.resolution, self.refine, self.voxel, self.max_voxel = resolution, refine, voxel, max_voxel
         self.register_load_state_dict_pre_hook(_migrate)
 
     def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
@@ -209,11 +213,12 @@ class RegistrationModule(ReportedSteps):
         return [*solutions, *more], displacement
 
     def _size(self, image: Tensor, spacing: Tensor | None) -> list[int]:
-        """Extents of an image at the working resolution; spacing (b, d) in mm."""
+        """Extents of an image at the working resolution; spacing (b, d) in mm. A single voxel is not divided."""
         factors = [self.resolution] * (image.ndim - 2)
-        if self.voxel is not None and spacing is not None:
-            factors = (self.voxel / spacing.float().mean(0)).tolist()
-        return [max(min(2, extent), round(extent / f)) for extent, f in zip(image.shape[2:], factors, strict=True)]
+        if spacing is not None and (side := self.voxel or self.max_voxel):
+            coarsest = 1.0 if self.max_voxel else float("inf")
+            factors = [min(side / own, coarsest) for own in spacing.float().mean(0).tolist()]
+        return [1 if n == 1 else max(2, round(n / f)) for n, f in zip(image.shape[2:], factors, strict=True)]
 
     def _evaluate(self, pair: Pair, stage: str, index: int = 0) -> dict[str, Tensor]:
         work, solutions, displacement = solved = self._solve(pair)

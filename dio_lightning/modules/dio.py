@@ -45,7 +45,7 @@ class DIO(IterativeModule):
         symmetric: every training step registers its pairs both ways; the features are computed once.
         level_weights: what the objective counts for at each level, coarse to fine; the mean over the open levels by
             default.
-        voxel: see `RegistrationModule`.
+        voxel, max_voxel: see `RegistrationModule`.
 
     Raises:
         ValueError: if iterations, levels, opens and weights differ in number, or opens does not start at 0 and rise, or
@@ -69,8 +69,9 @@ class DIO(IterativeModule):
         symmetric: bool = False,
         level_weights: Sequence[float] | None = None,
         voxel: float | None = None,
+        max_voxel: float | None = None,
     ) -> None:
-        super().__init__(objective, optimizer, scheduler, resolution, refine, voxel)
+        super().__init__(objective, optimizer, scheduler, resolution, refine, voxel, max_voxel)
         levels = features.levels
         if len(layer.iterations) != len(levels):
             raise ValueError(

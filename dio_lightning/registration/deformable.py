@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from dio_lightning.features import Intensity
@@ -18,12 +19,24 @@ from dio_lightning.transformations import Diffeomorphism, Transformation
 from dio_lightning.transforms import Field, Transform
 from dio_lightning.updates import Descent, ImageDescent
 
+CUBIC = 1.5
+"""Voxels are taken as they are if their longest side is at most this many times their shortest."""
+MOST = 2**23
+"""Voxels that thick slices are divided into at most, unless the image has more itself."""
 
-def local_correlation(size: Sequence[int]) -> DIO:
+
+def local_correlation(size: Sequence[int], spacing: Sequence[float] = ()) -> DIO:
     """Nothing trained: the images' local correlation, settings of experiments/classical/lncc.yaml.
 
-    An image too short for the coarser levels has fewer.
+    An image too short for the coarser levels has fewer. Thick slices are divided (`longest_side`).
+
+    Args:
+        size: voxels along each axis.
+        spacing: their sides in mm; cubes by default.
     """
+    longest = longest_side(size, spacing) if len(spacing) else None
+    if longest is not None:
+        size = [round(n * max(1.0, side / longest)) for n, side in zip(size, spacing, strict=True)]
     levels = [level for level in (4, 2, 1) if level == 1 or min(size) >= 8 * level]
     layer = OptimizerLayer(
         [100, 80, 50][-len(levels) :],
@@ -33,7 +46,21 @@ def local_correlation(size: Sequence[int]) -> DIO:
         stop=Stagnation(1e-4),
         field_sigma=0.5,
     )
-    return DIO(Intensity(levels), layer)
+    return DIO(Intensity(levels), layer, max_voxel=longest)
+
+
+def longest_side(size: Sequence[int], spacing: Sequence[float]) -> float | None:
+    """The longest side in mm that voxels to register on may have; None if the image's own are nearly cubes.
+
+    On thick slices a window of five voxels is a slab, and a coarser level loses the slices first. Cubes have the
+    shortest side, or where that makes too many voxels the shortest that does not.
+    """
+    divisible = np.array(size) > 1
+    n, side = np.array(size)[divisible], np.asarray(spacing, dtype=float)[divisible]
+    if len(n) == 0 or side.max() <= CUBIC * side.min():
+        return None
+    counts = {edge: np.prod(n * np.maximum(side / edge, 1.0)) for edge in np.geomspace(side.min(), side.max(), 33)}
+    return next((float(edge) for edge, count in counts.items() if count <= max(MOST, np.prod(n))), None)
 
 
 def changed(

@@ -213,7 +213,7 @@ def _module(
     terms: Sequence[Term],
 ) -> RegistrationModule:
     if model is None:
-        module: RegistrationModule = local_correlation(scans[0].grid.size)
+        module: RegistrationModule = local_correlation(scans[0].grid.size, scans[0].grid.spacing.tolist())
     elif isinstance(model, RegistrationModule):
         # the caller's module keeps its transformation and its terms
         module = deepcopy(model) if transformation is not None or terms else model
