@@ -6,6 +6,8 @@ import os
 KEPT = 2**29
 """Bytes of freed memory that are kept, at most, at the end of the heap."""
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # glibc's malloc.h
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+"""PyTorch's variable, which it reads before its first tensor: whether tensors of 2 MB and more ask for large pages."""
 
 
 def keep_freed_memory() -> bool:
@@ -22,3 +24,12 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # no symbol of this name; Windows has no such library
         return False
     return mallopt(_MMAP_MAX, 0) == 1 and mallopt(_TRIM_THRESHOLD, KEPT) == 1
+
+
+def ask_for_large_pages() -> None:
+    """Let Linux hand out memory for PyTorch's tensors in pages of 2 MB, in this process and those that it starts.
+
+    Asking for, zeroing and looking up pages of 4 KB takes longer than many an operation on a large image. Only where
+    PyTorch has made no tensor yet, so for commands alone; a setting of the user's stays.
+    """
+    os.environ.setdefault(LARGE_PAGES, "1")

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from dio_lightning import __version__
+from dio_lightning.allocation import ask_for_large_pages
 from dio_lightning.errors import debugging, fail, user_message
 from dio_lightning.usage import CommandParser, nearest
 
@@ -76,6 +77,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     _silence()
+    ask_for_large_pages()
     try:
         _dispatch(argv)
     except KeyboardInterrupt:

@@ -170,6 +170,11 @@ def _ops() -> Iterator[Case]:
         value = ops.interpolate(image, points)
         return torch.autograd.grad(value.square().sum(), g.leaves, create_graph=True)[0]
 
+    def adam(g: Given) -> tuple[Tensor, ...]:
+        r, m, s = g.field(), g.field(), g.field().abs()
+        ops.adam_step(r, m, s, g.place(torch.tensor([0.3, 0.2])), None, 0.5, 0.9, 1e-2)
+        return r, m, s
+
     def weighted(g: Given) -> Tensor:
         return ops.weighted_correlation(g.image(), g.image(), g.labels(1).float(), 5).correlation
 
@@ -184,6 +189,10 @@ def _ops() -> Iterator[Case]:
     yield Case("ops.correlate", lambda g: ops.correlate(g.image(2), taps[g.d]))
     yield Case("ops.determinants", lambda g: ops.determinants(g.field()), False)
     yield Case("ops.squared_differences", lambda g: ops.squared_differences(g.field()))
+    yield Case("ops.compose", lambda g: ops.compose(g.field(), g.field(), g.place(torch.tensor([0.7, 1.2]))))
+    yield Case("ops.largest_square", lambda g: ops.largest_square(g.field()))
+    yield Case("ops.residual", lambda g: ops.residual(g.field(), g.field()))
+    yield Case("ops.adam_step", adam, False)
     yield Case("ops.preimages", lambda g: ops.preimages(g.smooth_field()[0], g.points()[0]), False)
     yield Case("ops.match", lambda g: ops.match(g.image(3), g.image(3), g.field()))
     yield Case("ops.match_blocks", lambda g: ops.match_blocks(g.image(3), g.image(3), g.field()), False)

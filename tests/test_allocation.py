@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from dio_lightning import allocation
+from dio_lightning import allocation, cli
 
 SCRIPT = """
 import resource, numpy as np
@@ -24,6 +26,7 @@ print(faults(), keep_freed_memory(), faults())
 def test_a_large_array_takes_the_pages_of_the_one_before() -> None:
     """Eight arrays of 64 MB ask for the pages of one."""
     quiet = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    quiet["NUMPY_MADVISE_HUGEPAGE"] = "0"  # pages of 2 MB are too few to count
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env=quiet)
     before, kept, after = done.stdout.split()
     assert kept == "True"
@@ -45,3 +48,19 @@ def test_without_glibc_nothing_changes(monkeypatch, error) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setattr(allocation.ctypes, "CDLL", none)
     assert not allocation.keep_freed_memory()
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, "1"), ("0", "0")])
+def test_a_command_asks_for_large_pages_unless_the_user_has_said_otherwise(monkeypatch, own, expected) -> None:
+    monkeypatch.setattr(cli, "_dispatch", lambda argv: None)
+    monkeypatch.setenv(allocation.LARGE_PAGES, "0")
+    if own is None:
+        monkeypatch.delenv(allocation.LARGE_PAGES)
+    cli.main(["models"])
+    assert os.environ[allocation.LARGE_PAGES] == expected
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="large pages are Linux's")
+def test_pytorch_reads_the_variable() -> None:
+    libraries = (Path(torch.__file__).parent / "lib").glob("libc10.so*")
+    assert any(allocation.LARGE_PAGES.encode() in library.read_bytes() for library in libraries)

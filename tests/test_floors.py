@@ -15,7 +15,7 @@ FLOORS: dict[str, float] = {
     "dio_lightning.pair": 0,
     "dio_lightning.processes": 0,
     "dio_lightning.ops": 0,
-    "dio_lightning.implicit": 0,
+    "dio_lightning.implicit": 0.5,
     "dio_lightning.networks": 1,
     "dio_lightning.fields": 1,
     "dio_lightning.losses": 2,

@@ -25,6 +25,8 @@ OPERATORS: dict[str, Callable[[Tensor], object]] = {
     "local_correlation": lambda x: ops.local_correlation(U, x, 3),
     "joint_histogram": lambda x: ops.joint_histogram(x[:, :1], U[:, :1], 8),
     "mutual_information": lambda x: ops.mutual_information(U[:, :1], x[:, :1], 8),
+    "adam_step": lambda x: ops.adam_step(x, U.clone(), U.clone(), torch.ones(1), None, 0.5, 0.9, 1e-8),
+    "largest_square": ops.largest_square,
     "preimages": lambda x: ops.preimages(x[0], torch.ones(3, 2)),
 }
 

@@ -44,14 +44,14 @@ def warp(
     image: Shaped[Tensor, "#b c *s"], u: Float[Tensor, "#b d *t"], mode: str = "linear", padding: str = "border"
 ) -> Shaped[Tensor, "b c *t"]:
     """Image at x + u(x): the moving image, seen on the fixed grid; batches and types as in `sample`."""
-    if mode == "linear" and padding in ("border", "zeros") and _plain(image, u):
+    if mode == "linear" and padding in ("border", "zeros") and one_precision(image, u):
         return sampling.interpolate(image, u, padding, relative=True)
     fine = full_precision(expect_batch(u, "the displacement", "(b, d, *s)"))  # bfloat16 has no coordinates above 256
     warped = _sample(image, fine, mode, padding, relative=True)
     return warped if mode == "nearest" else warped.to(torch.promote_types(image.dtype, u.dtype))
 
 
-def _plain(image: Tensor, u: Tensor) -> bool:
+def one_precision(image: Tensor, u: Tensor) -> bool:
     """Whether nothing is to be checked, converted or expanded: as many fields as images, in one precision."""
     fits = image.ndim == u.ndim in (4, 5) and len(image) == len(u) and u.shape[1] == u.ndim - 2
     return fits and image.dtype == u.dtype and u.dtype in (torch.float32, torch.float64)

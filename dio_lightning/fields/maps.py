@@ -4,12 +4,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dio_lightning.fields.grid import warp
+from dio_lightning import ops
+from dio_lightning.fields.grid import one_precision, warp
 from dio_lightning.implicit import Anderson, PhantomAdjoint, Residual, Solution, Solver, fixed_point
 
 
-def compose(u: Float[Tensor, "#b d *t"], v: Float[Tensor, "#b d *s"]) -> Float[Tensor, "b d *s"]:
-    """ϕ_u ∘ ϕ_v, that is v(x) + u(x + v(x)): first along v, then along u."""
+def compose(
+    u: Float[Tensor, "#b d *t"], v: Float[Tensor, "#b d *s"], factor: Float[Tensor, " b"] | None = None
+) -> Float[Tensor, "b d *s"]:
+    """ϕ_u ∘ ϕ_v, that is v(x) + u(x + v(x)): first along v, then along u.
+
+    With a factor of each sample v is that many times longer.
+    """
+    if u.shape == v.shape and one_precision(u, v):
+        return ops.compose(u, v, factor)
+    v = v if factor is None else v * factor.view(-1, *[1] * (v.ndim - 1))
     warped = warp(u, v)
     return v + warped if torch.is_grad_enabled() else warped.add_(v)
 

@@ -1,4 +1,4 @@
-"""Fixed points z = f(z): solvers, the loop, and gradients of the solution. Imports torch alone."""
+"""Fixed points z = f(z): solvers, the loop, and gradients of the solution. Imports torch and `ops` alone."""
 
 from dio_lightning.implicit.adjoints import Adjoint, ImplicitAdjoint, PhantomAdjoint, UnrolledAdjoint
 from dio_lightning.implicit.broyden import Broyden

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dio_lightning import ops
 from dio_lightning.implicit.batch import spread
 from dio_lightning.implicit.solvers import Solver, State
 
@@ -56,21 +57,20 @@ class Adam(Solver):
     def step(self, z: Tensor, r: Tensor, state: State, active: Tensor | None = None) -> tuple[Tensor, State]:
         """Increment along the averaged residual, each element divided by its own root mean square."""
         m, s, count = state
+        count = count + (1 if active is None else active)
+        factor = self.factor(count).to(z.dtype)
+        if not torch.is_grad_enabled():
+            ops.adam_step(r, m, s, factor, active, self.beta1, self.beta2, self.eps)
+            return r, (m, s, count)
         new1: float | Tensor = 1 - self.beta1
         new2: float | Tensor = 1 - self.beta2
         if active is not None:
             on = spread(active, z).to(z.dtype)
             new1, new2 = on * new1, on * new2
-        count = count + (1 if active is None else active)
-        factor = spread(self._factor(count), z).to(z.dtype)
+        m, s = torch.lerp(m, r, new1), torch.lerp(s, r.square(), new2)
+        # sqrt(s) has no derivative where s = 0; the smallest number there makes it finite
         tiny = torch.finfo(z.dtype).tiny
-        if torch.is_grad_enabled():
-            m, s = torch.lerp(m, r, new1), torch.lerp(s, r.square(), new2)
-            # sqrt(s) has no derivative where s = 0; the smallest number there makes it finite
-            return factor * m / ((s + tiny).sqrt() + self.eps * _rms(s + tiny)), (m, s, count)
-        m, s = m.lerp_(r, new1), s.lerp_(r.square_(), new2)
-        delta = torch.sqrt(s, out=r).add_(self.eps * _rms(s) + tiny)
-        return torch.div(m, delta, out=delta).mul_(factor), (m, s, count)
+        return spread(factor, z) * m / ((s + tiny).sqrt() + self.eps * _rms(s + tiny)), (m, s, count)
 
     def frozen(self, state: State) -> Callable[[Tensor], Tensor]:
         """The map r -> rate r / ((1 - beta1^t) (sqrt(s) + eps rms)) with s of the last step (bias-corrected).
@@ -78,16 +78,31 @@ class Adam(Solver):
         As in DIO's phantom step, r is not averaged into m. Elements that never had a residual stay where they
         are, and a sample that took no step moves by rate r.
         """
-        s, count = state[1].detach(), state[2]
-        rms = _rms(s)
-        factor = spread(self._factor(count), s).to(s.dtype)
-        scale = torch.where(s > 0, factor / (s.sqrt() + self.eps * rms), 0)
-        scale = torch.where(rms > 0, scale, self.rate)
-        return lambda r: scale * r
+        return _Frozen(self, state[1].detach(), state[2])
 
-    def _factor(self, count: Tensor) -> Tensor:
+    def scale(self, s: Tensor, count: Tensor) -> Tensor:
+        """What `frozen` multiplies by, of the shape of s (b, ...)."""
+        rms = _rms(s)
+        factor = spread(self.factor(count), s).to(s.dtype)
+        scale = torch.where(s > 0, factor / (s.sqrt() + self.eps * rms), 0)
+        return torch.where(rms > 0, scale, self.rate)
+
+    def factor(self, count: Tensor) -> Tensor:
         """Rate corrected for the bias of both averages, rate sqrt(1 - beta2^t) / (1 - beta1^t), shape (b,)."""
         return self.rate * (1 - self.beta2**count).sqrt() / (1 - self.beta1**count)
+
+
+class _Frozen:
+    """r to scale r; the scale is computed when it is first asked for, which a solve without an adjoint never does."""
+
+    def __init__(self, solver: Adam, s: Tensor, count: Tensor) -> None:
+        self._solver, self._s, self._count = solver, s, count
+        self._scale: Tensor | None = None
+
+    def __call__(self, r: Tensor) -> Tensor:
+        if self._scale is None:
+            self._scale, self._s = self._solver.scale(self._s, self._count), self._count
+        return self._scale * r
 
 
 def _rms(s: Tensor) -> Tensor:

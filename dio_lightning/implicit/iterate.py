@@ -1,17 +1,20 @@
 """The one loop."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dio_lightning.implicit.batch import finite, norm, spread
+from dio_lightning import ops
+from dio_lightning.implicit.batch import finite, spread
 from dio_lightning.implicit.graphs import fits, leaves, owned, recorder_of, storage, write
 from dio_lightning.implicit.solution import Solution, Update
 from dio_lightning.implicit.solvers import Solver, State, identity
 from dio_lightning.implicit.stopping import Evaluation, Residual, StopRule
+from dio_lightning.ops.memory import reuse
 
 Advance = Callable[[Tensor, Tensor], Tensor]
 """(z, increment) -> next z, all (b, ...)."""
@@ -53,9 +56,19 @@ def iterate(
     z = z0 if torch.is_grad_enabled() else z0.detach()
     tally = _Tally.start(z, divergence)
     walk = _Walk(update, solver, stop, advance, z, solver.init(z), stop.init(tally.residual), tally)
-    every, samples = 1 if observe is not None else _looks(z), len(z)
     del z  # the loop holds no old states
-    first = _replayed(walk, max_steps) if graphs and observe is None else 0
+    # where no graph holds all states, the memory of those before is that of the next
+    with nullcontext() if torch.is_grad_enabled() else reuse():
+        first = _replayed(walk, max_steps) if graphs and observe is None else 0
+        _take_steps(walk, first, max_steps, observe)
+    frozen = solver.frozen(walk.state)
+    step = None if frozen is identity and advance is torch.add else _next_step(update, frozen, advance)
+    return Solution(walk.z, tally.residual, tally.steps, tally.converged, tally.failed, step)
+
+
+def _take_steps(walk: "_Walk", first: int, max_steps: int, observe: Observe | None) -> None:
+    """The steps from the first one on, until all samples have stopped."""
+    tally, every, samples = walk.tally, 1 if observe is not None else _looks(walk.z), len(walk.z)
     for taken in range(first, max_steps):
         r, evaluation = walk.evaluate()
         if observe is not None:
@@ -69,9 +82,6 @@ def iterate(
     else:
         if observe is not None:
             observe(max_steps, walk.z, None)
-    frozen = solver.frozen(walk.state)
-    step = None if frozen is identity and advance is torch.add else _next_step(update, frozen, advance)
-    return Solution(walk.z, tally.residual, tally.steps, tally.converged, tally.failed, step)
 
 
 def _replayed(walk: "_Walk", max_steps: int) -> int:
@@ -221,8 +231,8 @@ def _evaluate(update: Update, z: Tensor) -> tuple[Tensor, Evaluation]:
         if energy.shape != z.shape[:1]:
             raise ValueError(f"The update's energy has shape {tuple(energy.shape)}, expected ({len(z)},).")
         energy = energy.detach()
-    r = fz - z
-    return r, Evaluation(norm(r.detach()), norm(fz.detach()), energy)
+    r, size, norm = ops.residual(fz, z)
+    return r, Evaluation(size, norm, energy)
 
 
 def _next_step(update: Update, frozen: Callable[[Tensor], Tensor], advance: Advance) -> Update:

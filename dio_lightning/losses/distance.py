@@ -52,8 +52,13 @@ class Matched(Energy):
         self.scale = fixed.new_ones(len(fixed)) if scale is None else scale
 
     def scaled(self, value: Float[Tensor, " b"], slope: Float[Tensor, "b d *s"]) -> Slope:
-        """The energy and slope that `ops.match` gives, as those of the term."""
-        return value / self.scale / prod(slope.shape[2:]), slope / self.scale.view(-1, *[1] * (slope.ndim - 1))
+        """What `ops.match` gives, as energy and slope of the term; overwrites the slope where gradients are off."""
+        scale = self.scale.view(-1, *[1] * (slope.ndim - 1))
+        if torch.is_grad_enabled() or scale.dtype != slope.dtype:
+            slope = slope / scale
+        else:
+            slope.div_(scale)
+        return value / self.scale / prod(slope.shape[2:]), slope
 
     def _mean(self, u: Tensor) -> Tensor:
         return self._closed(u)[0]

@@ -1,27 +1,33 @@
 """The few operators that the inner loop lives in: one function each, a plain reference, fast kernels behind it."""
 
 from dio_lightning.ops.choice import chosen
+from dio_lightning.ops.composition import compose
 from dio_lightning.ops.correlation import local_correlation
 from dio_lightning.ops.information import joint_histogram, mutual_information
 from dio_lightning.ops.match import Blocks, match, match_blocks
 from dio_lightning.ops.preimage import preimages
 from dio_lightning.ops.sampling import interpolate
 from dio_lightning.ops.stencils import correlate, determinants, squared_differences
+from dio_lightning.ops.steps import adam_step, largest_square, residual
 from dio_lightning.ops.weighted_correlation import WeightedCorrelation, weighted_correlation
 
 __all__ = [
     "Blocks",
     "WeightedCorrelation",
+    "adam_step",
     "chosen",
+    "compose",
     "correlate",
     "determinants",
     "interpolate",
     "joint_histogram",
+    "largest_square",
     "local_correlation",
     "match",
     "match_blocks",
     "mutual_information",
     "preimages",
+    "residual",
     "squared_differences",
     "weighted_correlation",
 ]

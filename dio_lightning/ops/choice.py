@@ -110,10 +110,15 @@ def backward_alone(operator: str, *tensors: Tensor | None) -> None:
     Raises:
         NotImplementedError: if one of the tensors carries a tangent.
     """
-    if forward_ad._current_level < 0:  # pyright: ignore[reportPrivateUsage]  # its own functions look there
-        return
-    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+    if tangents(*tensors):
         raise NotImplementedError(f"{operator} has no derivative in forward mode, expected tensors without tangents")
+
+
+def tangents(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors carries a forward-mode derivative."""
+    if forward_ad._current_level < 0:  # pyright: ignore[reportPrivateUsage]  # its own functions look there
+        return False
+    return any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 @cache

@@ -29,6 +29,38 @@ def _cell(position: float, extent: int) -> Any:  # noqa: ANN401
     return low, min(low + 1, extent - 1), position - low, moves
 
 
+@njit(fastmath=_FAST)
+def _cells(start, step, u, extent, low, high, fraction, moves):  # noqa: ANN001, ANN202
+    """`_cell` along one axis for a row of voxels, whose first one lies at `start` and its neighbours `step` apart."""
+    last = np.float64(extent - 1)
+    for k in range(len(u)):
+        position = np.float64(start + step * k) + u[k]
+        inside = (position > 0) & (position < last)
+        position = 0.0 if position <= 0 else position
+        position = last if position >= last else position
+        corner = np.int32(position) if position == position else np.int32(0)
+        low[k], high[k] = corner, min(corner + np.int32(1), np.int32(extent - 1))
+        fraction[k], moves[k] = position - np.float64(corner), 1.0 if inside else 0.0
+
+
+@njit(fastmath=_FAST)
+def _scratch(width, number):  # noqa: ANN001, ANN202
+    """What `_cells` writes, for three axes."""
+    corners, fraction = np.empty((2, 3, width), np.int32), np.empty((3, width), number)
+    return corners[0], corners[1], fraction, np.empty((3, width), np.float64)
+
+
+@njit(inline="always")
+def _corners(low, high, k, s1, s2, channels):  # noqa: ANN001, ANN202
+    """Where the features of a cell's eight corners begin; unsigned, so that none is asked whether it counts back."""
+    s1, s2 = np.uint64(s1), np.uint64(s2)
+    i0, i1, j0, j1 = np.uint64(low[0, k]), np.uint64(high[0, k]), np.uint64(low[1, k]), np.uint64(high[1, k])
+    k0, k1, number = np.uint64(low[2, k]), np.uint64(high[2, k]), np.uint64(channels)
+    n00, n01, n10, n11 = (i0 * s1 + j0) * s2, (i0 * s1 + j1) * s2, (i1 * s1 + j0) * s2, (i1 * s1 + j1) * s2
+    near = (n00 + k0) * number, (n00 + k1) * number, (n01 + k0) * number, (n01 + k1) * number
+    return *near, (n10 + k0) * number, (n10 + k1) * number, (n11 + k0) * number, (n11 + k1) * number
+
+
 @njit(inline="always")
 def _turns(batch: int, s0: int, s1: int) -> int:
     """Rows of voxels, with those that the last band lacks."""
@@ -55,32 +87,37 @@ def _compile_forward(blocks: bool) -> Any:  # noqa: ANN401
             b, i, j = _row(turn, s0, s1)
             if j >= s1:
                 continue
-            total = 0.0
+            low, high, fraction, moves = _scratch(s2, u.dtype)
+            for axis, start in enumerate((i, j, 0)):
+                line, extent = u[b, axis, i, j], fixed.shape[1 + axis]
+                _cells(start, axis // 2, line, extent, low[axis], high[axis], fraction[axis], moves[axis])
+            flat, row, total = moving[b].reshape(s0 * s1 * s2 * channels), fixed[b, i, j].reshape(s2 * channels), 0.0
             for k in range(s2):
-                i0, i1, f0, m0 = _cell(i + u[b, 0, i, j, k], s0)
-                j0, j1, f1, m1 = _cell(j + u[b, 1, i, j, k], s1)
-                k0, k1, f2, m2 = _cell(k + u[b, 2, i, j, k], s2)
-                f0, f1, f2 = u.dtype.type(f0), u.dtype.type(f1), u.dtype.type(f2)
+                n000, n001, n010, n011, n100, n101, n110, n111 = _corners(low, high, k, s1, s2, channels)
+                here = np.uint64(k) * np.uint64(channels)
+                f0, f1, f2 = fraction[0, k], fraction[1, k], fraction[2, k]
+                m0, m1, m2 = moves[0, k], moves[1, k], moves[2, k]
                 r0 = r1 = r2 = rr = q00 = q01 = q02 = q11 = q12 = q22 = u.dtype.type(0)
-                for c in range(channels):
-                    a = moving[b, i0, j0, k0, c]
-                    e00 = moving[b, i0, j0, k1, c] - a
+                for at in range(channels):
+                    c = np.uint64(at)
+                    a = flat[n000 + c]
+                    e00 = flat[n001 + c] - a
                     x00 = a + f2 * e00
-                    a = moving[b, i0, j1, k0, c]
-                    e01 = moving[b, i0, j1, k1, c] - a
+                    a = flat[n010 + c]
+                    e01 = flat[n011 + c] - a
                     h0 = a + f2 * e01 - x00
-                    a = moving[b, i1, j0, k0, c]
-                    e10 = moving[b, i1, j0, k1, c] - a
+                    a = flat[n100 + c]
+                    e10 = flat[n101 + c] - a
                     x10 = a + f2 * e10
-                    a = moving[b, i1, j1, k0, c]
-                    e11 = moving[b, i1, j1, k1, c] - a
+                    a = flat[n110 + c]
+                    e11 = flat[n111 + c] - a
                     h1 = a + f2 * e11 - x10
                     y0 = x00 + f1 * h0
                     g0 = x10 + f1 * h1 - y0
                     g1 = h0 + f0 * (h1 - h0)
                     e0 = e00 + f1 * (e01 - e00)
                     g2 = e0 + f0 * (e10 + f1 * (e11 - e10) - e0)
-                    r = y0 + f0 * g0 - fixed[b, i, j, k, c]
+                    r = y0 + f0 * g0 - row[here + c]
                     r0 += r * g0
                     r1 += r * g1
                     r2 += r * g2

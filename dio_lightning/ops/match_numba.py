@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dio_lightning.ops import match_kernels
 from dio_lightning.ops.choice import started
+from dio_lightning.ops.memory import empty_like
 
 _COPIES = 4
 """Most private copies of the moving gradient, which threads scatter to."""
@@ -31,7 +32,7 @@ def _run_forward(fixed: Tensor, moving: Tensor, u: Tensor, blocks: bool) -> tupl
     f, m, v = _lift(fixed), _lift(moving), _lift_field(u)
     b, s0, s1, s2, _ = f.shape
     energy = torch.empty(b * s0 * s1, dtype=torch.float64)
-    gradient = torch.empty_like(v)
+    gradient = empty_like(v)
     extra = v.new_empty((b, 7, s0, s1, s2) if blocks else (1, 1, 1, 1, 1))
     _threads()
     kernel = match_kernels.forward_blocks if blocks else match_kernels.forward

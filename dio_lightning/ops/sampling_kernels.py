@@ -17,14 +17,14 @@ _BLOCK = 256
 
 # reordered, they would be rounded in the one or the other order, as a compilation likes
 @njit(fastmath=_FAST - {"reassoc"})
-def _positions(points, first, count, grid, relative, out):  # noqa: ANN001, ANN202
-    """Where in the image the points from the first one on lie: (3, count)."""
+def _positions(points, at, first, count, grid, relative, out):  # noqa: ANN001, ANN202
+    """Where in the image the points from the first one on lie: (3, count); `points` has the first one at `at`."""
     number, done = points.dtype.type, 0
     i, j, k = first // (grid[1] * grid[2]), first // grid[2] % grid[1], first % grid[2]
     while done < count:
         end = min(count, done + grid[2] - k) if relative else count
         for axis, start in enumerate((i, j, k)):
-            line, source = out[axis][done:end], points[axis][first + done : first + end]
+            line, source = out[axis][done:end], points[axis][at + done : at + end]
             start, step = (number(start), number(axis // 2)) if relative else (number(0), number(0))
             for t in range(end - done):
                 line[t] = source[t] + (start + step * number(np.int32(t)))
@@ -74,7 +74,13 @@ def _rise(position, count, extent, zeros, lower, upper):  # noqa: ANN001, ANN202
 @njit(fastmath=_FAST)
 def _cells(points, first, count, size, grid, relative, zeros, missing, positions, w, offsets):  # noqa: ANN001, ANN202
     """Positions (3, n), weights (6, n) and lowest corners (n) of the points from the first one on."""
-    _positions(points, first, count, grid, relative, positions)
+    _positions(points, first, first, count, grid, relative, positions)
+    _corners(count, size, zeros, missing, positions, w, offsets)
+
+
+@njit(fastmath=_FAST)
+def _corners(count, size, zeros, missing, positions, w, offsets):  # noqa: ANN001, ANN202
+    """Weights (6, n) and lowest corners (n) at positions (3, n)."""
     offsets[:] = 0
     _weigh(positions[0], count, size[0], zeros, missing, w[0], w[1], size[1] * size[2], offsets)
     _weigh(positions[1], count, size[1], zeros, missing, w[2], w[3], size[2], offsets)
@@ -140,25 +146,53 @@ def _spread(gradient, offsets, w, steps, line):  # noqa: ANN001, ANN202
             line[near + d2] += g * weight * b2
 
 
+# each rounded for itself, as PyTorch would
+@njit
+def _scale(x, factor, out):  # noqa: ANN001, ANN202
+    for t in range(len(x)):
+        out[t] = factor * x[t]
+
+
+@njit
+def _add(x, out):  # noqa: ANN001, ANN202
+    for t in range(len(out)):
+        out[t] += x[t]
+
+
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def forward(image, points, size, grid, relative, zeros, chunk, out):  # noqa: ANN001, ANN201
-    """Values (b, c, t) of the image at the points; NaN at points that are not finite."""
+def forward(image, points, factor, size, grid, relative, zeros, chunk, out):  # noqa: ANN001, ANN201
+    """Values (b, c, t) of the image at the points; NaN at points that are not finite.
+
+    With a factor of each sample, (b,), which may be empty, points are displacements, which are multiplied by it and
+    added to the values, of which there are as many as axes.
+    """
     (batch, _, count), number = points.shape, points.dtype.type
     chunks = (count + chunk - 1) // chunk
     for part in prange(batch * chunks):
         m, start = part // chunks, part % chunks * chunk
         lines = image[m if len(image) > 1 else 0]
-        _forward(lines, points[m], start, size, grid, relative, zeros, min(start + chunk, count), number, out[m])
+        end, steps = min(start + chunk, count), factor[m : m + 1]
+        _forward(lines, points[m], steps, start, size, grid, relative, zeros, end, number, out[m])
 
 
 @njit(fastmath=_FAST)
-def _forward(lines, points, start, size, grid, relative, zeros, end, number, out):  # noqa: ANN001, ANN202
+def _forward(lines, points, factor, start, size, grid, relative, zeros, end, number, out):  # noqa: ANN001, ANN202
     positions, weights, offsets, steps = _scratch(size, number)
+    composed, missing = len(factor) > 0, number(np.nan)
+    scaled = np.empty((3, _BLOCK), number)
     for first in range(start, end, _BLOCK):
-        n = min(_BLOCK, end - first)
-        _cells(points, first, n, size, grid, relative, zeros, number(np.nan), positions, weights, offsets)
+        n, source, at = min(_BLOCK, end - first), points, first
+        if composed:
+            for axis in range(3):
+                _scale(points[axis][first : first + n], factor[0], scaled[axis])
+            source, at = scaled, 0
+        _positions(source, at, first, n, grid, relative, positions)
+        _corners(n, size, zeros, missing, positions, weights, offsets)
         for c in range(len(lines)):
-            _read(lines[c], offsets, weights, steps, out[c][first : first + n])
+            line = out[c][first : first + n]
+            _read(lines[c], offsets, weights, steps, line)
+            if composed:
+                _add(scaled[3 - len(lines) + c], line)
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)

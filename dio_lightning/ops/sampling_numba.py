@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dio_lightning.ops import sampling_kernels
 from dio_lightning.ops.match_numba import _COPIES, _lift_field, _threads
+from dio_lightning.ops.memory import empty
 
 CHUNK = 4096
 """Points that one thread takes at a time."""
@@ -15,10 +16,19 @@ CHUNK = 4096
 
 def interpolate(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
     """In float32 or float64; see `dio_lightning.ops.sampling.interpolate`."""
+    return _forward(image, points, image.new_empty(0), padding, relative)
+
+
+def compose(u: Tensor, v: Tensor, factor: Tensor) -> Tensor:
+    """Of fields of one grid; see `dio_lightning.ops.composition.compose`."""
+    return _forward(u, v, factor.detach().contiguous(), "border", True)
+
+
+def _forward(image: Tensor, points: Tensor, factor: Tensor, padding: str, relative: bool) -> Tensor:
     source, places, sizes = *_flat(image, points), (_volume(image), _volume(points))
-    out = source.new_empty(len(points), image.shape[1], places.shape[2])
+    out = empty((len(points), image.shape[1], places.shape[2]), source.dtype)
     _threads()
-    arrays = source.numpy(), places.numpy()
+    arrays = source.numpy(), places.numpy(), factor.numpy()
     sampling_kernels.forward(*arrays, *sizes, relative, padding == "zeros", CHUNK, out.numpy())
     return out.view(len(points), image.shape[1], *points.shape[2:])
 

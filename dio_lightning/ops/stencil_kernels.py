@@ -5,9 +5,6 @@ from numba import njit, prange
 
 from dio_lightning.ops.match_kernels import _FAST
 
-_PLANES = 32
-"""Planes that one thread smooths at a time; those beside them it smooths within, too."""
-
 
 @njit(fastmath=_FAST)
 def _weighted(line, weight, below, above, beside, out):  # noqa: ANN001, ANN202
@@ -21,12 +18,18 @@ def _add(below, above, weight, out):  # noqa: ANN001, ANN202
         out[k] += weight * (below[k] + above[k])
 
 
+@njit
+def _copy(x, out):  # noqa: ANN001, ANN202
+    for k in range(len(x)):
+        out[k] = x[k]
+
+
 @njit(fastmath=_FAST)
 def _across(rows, at, extent, taps, zero, out):  # noqa: ANN001, ANN202
     """Symmetric correlation at row `at` of `extent`, which are kept in turns in fewer; zeros outside."""
     kept = len(rows)
     if len(taps) == 1:
-        out[:] = rows[at % kept]
+        _copy(rows[at % kept], out)
     for t in range(1, len(taps)):
         below = rows[(at - t) % kept] if at - t >= 0 else zero
         above = rows[(at + t) % kept] if at + t < extent else zero
@@ -37,52 +40,67 @@ def _across(rows, at, extent, taps, zero, out):  # noqa: ANN001, ANN202
 
 
 @njit(fastmath=_FAST)
-def _along(line, taps, padded, out):  # noqa: ANN001, ANN202
-    """Symmetric correlation of a line within zeros, of which `padded` has as many before and after it as are read."""
-    width, tail = len(line), len(taps) - 1
-    padded[tail : tail + width] = line
-    if tail == 0:
-        out[:] = line
-    for t in range(1, tail + 1):
-        below, above = padded[tail - t :], padded[tail + t :]
+def _along(source, first, stride, taps, out):  # noqa: ANN001, ANN202
+    """Symmetric correlation of the elements from the first one on with those that lie `stride` apart."""
+    end = first + len(out)
+    if len(taps) == 1:
+        _copy(source[first:end], out)
+    for t in range(1, len(taps)):
+        far = t * stride
+        below, above = source[first - far : end - far], source[first + far : end + far]
         if t == 1:
-            _weighted(line, taps[0], below, above, taps[1], out)
+            _weighted(source[first:end], taps[0], below, above, taps[1], out)
         else:
             _add(below, above, taps[t], out)
 
 
 @njit(fastmath=_FAST)
-def _in_plane(plane, along, across, rows, padded, zero, out):  # noqa: ANN001, ANN202
-    """Correlations of a plane (s1, s2) along both axes."""
-    for j in range(len(plane)):
-        _along(plane[j], along, padded, rows[j])
-    for j in range(len(plane)):
-        _across(rows, j, len(plane), across, zero, out[j])
+def _in_plane(plane, along, across, lines, rows, out):  # noqa: ANN001, ANN202
+    """Correlations of a plane (s1, s2) along both axes: (s1 step), lines that lie a step apart.
+
+    `lines` and `rows` hold zeros before, between and after lines, as many as are read, so that all lines are one loop.
+    """
+    (height, width), step = plane.shape, plane.shape[1] + len(along) - 1
+    first = (len(across) - 1) * step + len(along) - 1
+    end = first + height * step
+    for j in range(height):
+        _copy(plane[j], lines[first + j * step :])
+    _along(lines, first, 1, along, rows[first:end])
+    for j in range(height):
+        for k in range(first + j * step + width, first + (j + 1) * step):
+            rows[k] = 0
+    _along(rows, first, step, across, out)
 
 
 @njit(fastmath=_FAST)
 def _smooth(volume, taps0, taps1, taps2, first, end, out):  # noqa: ANN001, ANN202
     """`smooth` of the planes from `first` up to before `end`; as many are kept as one of them needs."""
-    extent, height, width = volume.shape
-    tail, number = len(taps0) - 1, volume.dtype
-    rows, padded = np.empty((height, width), number), np.zeros(width + 2 * len(taps2), number)
-    kept, zero = np.empty((2 * tail + 1, height, width), number), np.zeros(height * width, number)
-    flat = kept.reshape(len(kept), height * width)
+    (extent, height, width), tail, number = volume.shape, len(taps0) - 1, volume.dtype
+    step = width + len(taps2) - 1
+    padded = (height + 2 * len(taps1) - 2) * step + 2 * len(taps2) - 2
+    lines, rows = np.zeros(padded, number), np.zeros(padded, number)
+    kept = np.empty((2 * tail + 1, height * step), number)
+    zero, total = np.zeros(height * step, number), np.empty(height * step, number)
     for plane in range(max(first - tail, 0), end + tail):
         if plane < extent:
-            _in_plane(volume[plane], taps2, taps1, rows, padded, zero[:width], kept[plane % len(kept)])
+            _in_plane(volume[plane], taps2, taps1, lines, rows, kept[plane % len(kept)])
         if plane - tail >= first:
-            _across(flat, plane - tail, extent, taps0, zero, out[plane - tail].reshape(height * width))
+            _across(kept, plane - tail, extent, taps0, zero, total)
+            for j in range(height):
+                _copy(total[j * step : j * step + width], out[plane - tail, j])
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST)
-def smooth(x, taps0, taps1, taps2, out):  # noqa: ANN001, ANN201
-    """Symmetric correlations along all axes; taps[t] is the weight at distance t, zeros outside."""
+def smooth(x, taps0, taps1, taps2, planes, out):  # noqa: ANN001, ANN201
+    """Symmetric correlations along all axes; taps[t] is the weight at distance t, zeros outside.
+
+    A thread takes so many planes at a time, and smooths those beside them within, too.
+    """
     n, extent = x.shape[0], x.shape[1]
-    chunks = (extent + _PLANES - 1) // _PLANES
+    chunks = (extent + planes - 1) // planes
     for part in prange(n * chunks):
-        m, first = part // chunks, part % chunks * _PLANES
-        _smooth(x[m], taps0, taps1, taps2, first, min(first + _PLANES, extent), out[m])
+        m, first = part // chunks, part % chunks * planes
+        _smooth(x[m], taps0, taps1, taps2, first, min(first + planes, extent), out[m])
 
 
 @njit(fastmath=_FAST)

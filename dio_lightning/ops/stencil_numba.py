@@ -10,15 +10,19 @@ from torch import Tensor
 from dio_lightning.ops import stencil_kernels
 from dio_lightning.ops.correlation_numba import _lift
 from dio_lightning.ops.match_numba import _lift_field, _threads
+from dio_lightning.ops.memory import empty_like
+
+PLANES = 32
+"""Planes that one of many threads smooths at a time."""
 
 
 def correlate(x: Tensor, taps: Sequence[Sequence[float]]) -> Tensor:
     """See `dio_lightning.ops.stencils.correlate`."""
     volumes = _lift(x)
-    out = torch.empty_like(volumes)
+    out = empty_like(volumes)
     across, down, along = (_weights(tuple(each), x.dtype) for each in [(1.0,), *taps][-3:])
-    _threads()
-    stencil_kernels.smooth(volumes.numpy(), across, down, along, out.numpy())
+    planes = volumes.shape[1] if _threads() == 1 else PLANES
+    stencil_kernels.smooth(volumes.numpy(), across, down, along, planes, out.numpy())
     return out.view(x.shape)
 
 
@@ -32,7 +36,7 @@ def squared_differences(u: Tensor) -> tuple[Tensor, Tensor]:
     """See `dio_lightning.ops.stencils.squared_differences`."""
     volumes = _lift(u)
     energy = torch.empty(volumes.shape[:3].numel(), dtype=torch.float64)
-    slope = torch.empty_like(volumes)
+    slope = empty_like(volumes)
     _threads()
     stencil_kernels.differences(volumes.numpy(), energy.numpy(), slope.numpy())
     return energy.view(len(u), -1).sum(1).to(u.dtype), slope.view(u.shape)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 
-import torch
 from torch import Tensor
 
+from dio_lightning import ops
 from dio_lightning.fields import compose, exponential
+from dio_lightning.ops import memory
 from dio_lightning.transformations.base import Transformation
 
 
@@ -19,7 +19,7 @@ class FreeForm(Transformation):
 
     def retract(self, z: Tensor, step: Tensor) -> Tensor:
         """The displacement u + δ."""
-        return z + step
+        return memory.add(z, step)
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,8 @@ class Diffeomorphism(Transformation):
     def retract(self, z: Tensor, step: Tensor) -> Tensor:
         """The displacement of (id + u) ∘ (id + δ), with δ scaled so that its longest vector is `max_step`."""
         # clamped before the root, whose slope is infinite at a step of zero
-        squares = reduce(lambda total, x: torch.addcmul(total, x, x), step[:, 1:].unbind(1), step[:, 0].square())
-        longest = squares.flatten(1).amax(1).clamp(min=self.max_step**2).sqrt()
-        scale = (self.max_step / longest).view(-1, *[1] * (step.ndim - 1))
-        return compose(z, step * scale)
+        longest = ops.largest_square(step).clamp(min=self.max_step**2).sqrt()
+        return compose(z, step, self.max_step / longest)
 
 
 @dataclass(frozen=True)
@@ -60,4 +58,4 @@ class StationaryVelocity(Transformation):
 
     def retract(self, z: Tensor, step: Tensor) -> Tensor:
         """The velocity v + δ."""
-        return z + step
+        return memory.add(z, step)

@@ -19,6 +19,7 @@ from dio_lightning.level import Level
 from dio_lightning.losses import Diffusion, FeatureDistance, FeatureSimilarity, Term
 from dio_lightning.losses.distance import Matched
 from dio_lightning.losses.term import Energy, Slope
+from dio_lightning.ops import memory
 from dio_lightning.transformations import Transformation
 
 AGREED = 1.01
@@ -144,7 +145,7 @@ class BoundDescent:
         """Minus the gradient of the energy with respect to the parameters, before smoothing."""
         model = self.transformation
         if model.dense or torch.is_grad_enabled():
-            return -model.gradient(z, self.level.size, self.slope)
+            return memory.negative(model.gradient(z, self.level.size, self.slope))
         return -self._of_few(z)
 
     def slope(self, u: Tensor) -> Tensor:
@@ -237,7 +238,7 @@ def _plus(total: Tensor | None, weight: float, slope: Tensor) -> Tensor:
     """Total + weight × slope, without a copy where one is spared."""
     if total is None:
         return slope if weight == 1 else weight * slope
-    return torch.add(total, slope, alpha=weight)
+    return memory.add(total, slope, weight)
 
 
 def _rests(term: Term) -> bool:
