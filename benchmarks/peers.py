@@ -16,8 +16,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from time import process_time
 from typing import Any, NamedTuple
@@ -113,7 +111,9 @@ def fireants(files: Files) -> dict[str, float]:
 
 def elastix(files: Files) -> dict[str, float]:
     """Its own default parameters, but 500 steps: affine on 4 levels, B-spline of 8 mm (Mattes' mutual information)."""
-    itk: Any = import_module("itk")
+    from dio_lightning.modules.elastix import toolbox
+
+    itk = toolbox()
     itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
     begin = process_time()
     fixed, moving = (itk.imread(path, itk.F) for path in files[:2])
@@ -138,6 +138,15 @@ def _elastix_stage(itk: Any, fixed: Any, moving: Any, settings: Any, before: Any
     parameters.AddParameterMap(settings)
     given = {} if before is None else {"initial_transform_parameter_object": before}
     return itk.elastix_registration_method(fixed, moving, parameter_object=parameters, number_of_threads=1, **given)[1]
+
+
+def _has_elastix() -> bool:
+    from dio_lightning.modules.elastix import toolbox
+
+    try:
+        return toolbox() is not None
+    except ValueError:
+        return False
 
 
 PROGRAMS = {"ours": ours, "elastix": elastix, "fireants": fireants}
@@ -179,7 +188,7 @@ def main() -> None:
     if options.alone:
         print("\n" + json.dumps(PROGRAMS[options.alone](files)))
         return
-    names = ["ours", *(["elastix"] if find_spec("itk") else []), *(["fireants"] if options.peers else [])]
+    names = ["ours", *(["elastix"] if _has_elastix() else []), *(["fireants"] if options.peers else [])]
     best: dict[str, dict[str, float]] = {}
     for _ in range(options.repeat):
         for name in names:

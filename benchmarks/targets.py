@@ -5,8 +5,8 @@
 
 Every measurement is a process of its own, whose seconds are processor time of one thread, so that others on the machine
 count little (of several threads, --threads, seconds pass on the clock, and the machine must be idle); the two checkouts
-take turns and the shortest counts. Images are smooth noise, since only shapes matter to
-the time, and every iteration is taken.
+take turns and the shortest counts. Images are smooth noise, since only shapes matter to the time, and every iteration
+is taken.
 """
 
 import argparse

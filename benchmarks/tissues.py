@@ -14,13 +14,17 @@ import nibabel as nib
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
+NEEDED = ("mni152_2mm", "mni152_2mm_gmprob", "mni152_2mm_wmprob", "colin27_2mm")
+
 
 def tissues(folder: Path, out: Path) -> None:
     """Writes label maps of both brains, and the pair."""
-    out.mkdir(parents=True, exist_ok=True)
-    template = nib.load(folder / "mni152_2mm.nii.gz")
-    grey, white = (np.asarray(nib.load(folder / f"mni152_2mm_{t}prob.nii.gz").dataobj) / 255.0 for t in ("gm", "wm"))
-    colin = nib.load(folder / "colin27_2mm.nii.gz")
+    template = nib.Nifti1Image.from_filename(folder / "mni152_2mm.nii.gz")
+    grey, white = (
+        np.asarray(nib.Nifti1Image.from_filename(folder / f"mni152_2mm_{t}prob.nii.gz").dataobj) / 255.0
+        for t in ("gm", "wm")
+    )
+    colin = nib.Nifti1Image.from_filename(folder / "colin27_2mm.nii.gz")
     values = np.asarray(colin.dataobj, dtype=float)
     inside = values > 0
     start = np.percentile(values[inside], [10, 50, 90])[:, None]
@@ -28,6 +32,7 @@ def tissues(folder: Path, out: Path) -> None:
     order = np.argsort(np.argsort(means[:, 0]))
     labels = np.zeros(values.shape, np.uint8)
     labels[inside] = order[classes]
+    out.mkdir(parents=True, exist_ok=True)
     maps = {"mni152": ((grey > 0.5) + 2 * (white > 0.5), template), "colin27": (labels, colin)}
     for name, (label, image) in maps.items():
         nib.save(nib.Nifti1Image(label.astype(np.uint8), image.affine), out / f"{name}_tissues.nii.gz")
@@ -39,8 +44,12 @@ def tissues(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or not Path(sys.argv[1], "mni152_2mm.nii.gz").is_file():
-        raise SystemExit(
-            f"{' '.join(sys.argv[1:]) or 'nothing'} given, expected the folder of brain_real and one to write to"
-        )
-    tissues(Path(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) != 3:
+        raise SystemExit(f"{len(sys.argv) - 1} words given, expected the folder of brain_real and one to write to")
+    source, target = map(Path, sys.argv[1:])
+    for file in (source / f"{name}.nii.gz" for name in NEEDED):
+        if not file.is_file():
+            raise SystemExit(f"{file} does not exist, expected an image of brain_real")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise SystemExit(f"{target} is there, expected a new or empty folder")
+    tissues(source, target)

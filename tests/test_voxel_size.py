@@ -92,7 +92,14 @@ def test_the_answer_is_in_voxels_of_the_images(shape, spacing) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"voxel": 0.0}, {"max_voxel": -1.0}, {"voxel": 2.0, "resolution": 2.0}, {"voxel": 2.0, "max_voxel": 2.0}],
+    [
+        {"voxel": 0.0},
+        {"max_voxel": -1.0},
+        {"max_voxel": float("nan")},
+        {"voxel": float("inf")},
+        {"voxel": 2.0, "resolution": 2.0},
+        {"voxel": 2.0, "max_voxel": 2.0},
+    ],
 )
 def test_settings_that_contradict_are_refused(settings) -> None:
     with pytest.raises(ValueError, match="voxel is"):

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from dio_lightning.ops.steps import spread
+
 
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm of each sample of x (b, ...), shape (b,), in float32 at least."""
@@ -15,11 +17,6 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     No `vecdot`: that is a matrix product, which autocast and TF32 round to three digits.
     """
     return (x * y).flatten(1).sum(1)
-
-
-def spread(weight: Tensor, like: Tensor) -> Tensor:
-    """A (b,) vector viewed as (b, 1, ..., 1), so that it broadcasts over the fields `like` (b, ...)."""
-    return weight.view(-1, *[1] * (like.dim() - 1))
 
 
 def accumulate(total: Tensor, weight: Tensor, field: Tensor) -> Tensor:

@@ -57,10 +57,10 @@ class RegistrationModule(ReportedSteps):
         max_voxel: float | None = None,
     ) -> None:
         super().__init__()
-        if resolution < 1:
+        if not 1 <= resolution < torch.inf:
             raise ValueError(f"resolution is {resolution}, expected a factor of at least 1")
         sides = [side for side in (voxel, max_voxel) if side is not None]
-        if min(sides, default=1) <= 0 or len(sides) + (resolution != 1) > 1:
+        if not all(0 < side < torch.inf for side in sides) or len(sides) + (resolution != 1) > 1:
             raise ValueError(
                 f"voxel is {voxel}, max_voxel {max_voxel} and resolution {resolution}, expected one of them, above 0"
             )
@@ -216,7 +216,7 @@ class RegistrationModule(ReportedSteps):
         """Extents of an image at the working resolution; spacing (b, d) in mm. A single voxel is not divided."""
         factors = [self.resolution] * (image.ndim - 2)
         if spacing is not None and (side := self.voxel or self.max_voxel):
-            coarsest = 1.0 if self.max_voxel else float("inf")
+            coarsest = 1.0 if self.max_voxel else torch.inf
             factors = [min(side / own, coarsest) for own in spacing.float().mean(0).tolist()]
         return [1 if n == 1 else max(2, round(n / f)) for n, f in zip(image.shape[2:], factors, strict=True)]
 

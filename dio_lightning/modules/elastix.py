@@ -72,7 +72,7 @@ class Elastix(RegistrationModule):
             )
         if transform not in ("bspline", "affine") or metric not in METRICS:
             raise ValueError(f"no transform={transform!r} with metric={metric!r}: expected bspline|affine, ncc|mi")
-        _itk()
+        toolbox()
         self.transform, self.levels, self.grid_spacing = transform, levels, grid_spacing
         self.iterations, self.samples, self.metric, self.bending = iterations, samples, metric, bending
         self.seed, self.threads = seed, threads
@@ -96,7 +96,7 @@ class Elastix(RegistrationModule):
 
     def setup(self, stage: str) -> None:
         """Loads ITK, whose many libraries take seconds, before the first pair is timed."""
-        _ = _itk().ElastixRegistrationMethod
+        _ = toolbox().ElastixRegistrationMethod
 
     def align(self, work: Pair, pair: Pair, run: Run = Run()) -> list[Solution]:
         """One solution, the displacement after the last level."""
@@ -120,7 +120,7 @@ class Elastix(RegistrationModule):
 
     def _displacement(self, fixed: NDArray[np.float32], moving: NDArray[np.float32]) -> Tensor:
         """The displacement (d, *s) of one pair (*s); NaN where elastix gave up."""
-        itk, d = _itk(), fixed.ndim
+        itk, d = toolbox(), fixed.ndim
         target, source = itk.image_view_from_array(fixed), itk.image_view_from_array(moving)
         method = itk.ElastixRegistrationMethod[type(target), type(source)].New(target, source)
         method.SetParameterObject(self._settings(itk, d))
@@ -166,8 +166,12 @@ class Elastix(RegistrationModule):
         return parameters
 
 
-def _itk() -> Any:  # noqa: ANN401
-    """ITK with elastix; imported late, for it is an extra and slow to load."""
+def toolbox() -> Any:  # noqa: ANN401
+    """ITK with elastix; imported late, for it is an extra and slow to load.
+
+    Raises:
+        ValueError: if the package itk-elastix is not installed.
+    """
     try:
         itk = import_module("itk")
     except ModuleNotFoundError:

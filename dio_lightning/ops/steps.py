@@ -72,12 +72,12 @@ def _adam_reference(
     new1: float | Tensor = 1 - beta1
     new2: float | Tensor = 1 - beta2
     if active is not None:
-        on = _spread(active, r).to(r.dtype)
+        on = spread(active, r).to(r.dtype)
         new1, new2 = on * new1, on * new2
     m.lerp_(r, new1)
     s.lerp_(r.square_(), new2)
-    size = torch.sqrt(s, out=r).add_(_spread(_floor(s, eps), r))
-    torch.div(m, size, out=size).mul_(_spread(factor, r))
+    size = torch.sqrt(s, out=r).add_(spread(_floor(s, eps), r))
+    torch.div(m, size, out=size).mul_(spread(factor, r))
 
 
 def _floor(s: Tensor, eps: float) -> Tensor:
@@ -90,7 +90,8 @@ def _largest_reference(v: Tensor) -> Tensor:
     return squares.flatten(1).amax(1)
 
 
-def _spread(weight: Tensor, like: Tensor) -> Tensor:
+def spread(weight: Tensor, like: Tensor) -> Tensor:
+    """A (b,) vector viewed as (b, 1, ..., 1), so that it broadcasts over the fields `like` (b, ...)."""
     return weight.view(-1, *[1] * (like.ndim - 1))
 
 
