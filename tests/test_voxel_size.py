@@ -104,3 +104,9 @@ def test_the_answer_is_in_voxels_of_the_images(shape, spacing) -> None:
 def test_settings_that_contradict_are_refused(settings) -> None:
     with pytest.raises(ValueError, match="voxel is"):
         model(**settings)
+
+
+@pytest.mark.parametrize("resolution", [0.5, float("nan"), float("inf")])
+def test_a_resolution_that_is_no_factor_is_refused(resolution) -> None:
+    with pytest.raises(ValueError, match=f"resolution is {resolution}, expected a factor of at least 1"):
+        model(resolution=resolution)
