@@ -310,6 +310,7 @@ def _losses() -> Iterator[Case]:
     )
     yield Case("losses.diffusion", lambda g: losses.diffusion(g.field(), "mean"))
     yield Case("losses.Diffusion", lambda g: losses.Diffusion()(g.field()))
+    yield Case("losses.inverse_consistency", lambda g: losses.inverse_consistency(g.field(), g.field()))
     yield Case("losses.folding", lambda g: losses.folding(g.field(0.3, 3.0)))
     yield Case("losses.Folding", lambda g: losses.Folding()(g.field(0.3, 3.0)))
     yield Case("losses.Landmarks", lambda g: points(g, "mm"))

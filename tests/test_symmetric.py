@@ -11,7 +11,7 @@ from data_modules.augment import Swap
 from data_modules.base import collate
 from dio_lightning.features import UNet
 from dio_lightning.layers import OptimizerLayer
-from dio_lightning.losses import Dice, Objective
+from dio_lightning.losses import Dice, Objective, inverse_consistency
 from dio_lightning.modules import DIO
 from dio_lightning.pair import Pair, both_ways
 
@@ -83,3 +83,26 @@ def test_levels_count_by_their_weights(samples):
     for wrong in ((1.0,), (1.0, 0.0), (-1.0, 1.0)):
         with pytest.raises(ValueError, match="level_weights is"):
             module(samples, level_weights=wrong)
+
+
+def test_consistency_counts_beside_the_objective_at_every_level(samples):
+    pair = collate(samples)
+    plain, strict = (module(samples, symmetric=True, consistency=weight) for weight in (0.0, 0.5))
+    without, solutions = plain._learn(pair)
+    terms = strict._learn(pair)[0]
+    trips = [inverse_consistency(*solution.value.chunk(2)) for solution in solutions]
+    assert float(trips[-1]) > 1e-4, "untrained features are not consistent"
+    assert_close(terms["consistency"], torch.stack(trips).mean())
+    assert_close(terms["loss"], without["loss"] + 0.5 * terms["consistency"])
+    assert "consistency" not in without
+    terms["consistency"].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in strict.parameters())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"consistency": 1.0}, *({"symmetric": True, "consistency": x} for x in (-1.0, float("nan"), float("inf")))],
+)
+def test_consistency_needs_both_ways_and_a_weight(samples, settings):
+    with pytest.raises(ValueError, match="and above it with symmetric alone"):
+        module(samples, **settings)

@@ -1,5 +1,6 @@
 """Terms: similarities, distances of features, regularisers, prompts; other losses, and the training objective."""
 
+from dio_lightning.losses.consistency import inverse_consistency
 from dio_lightning.losses.distance import FeatureDistance, FeatureSimilarity
 from dio_lightning.losses.information import MutualInformation
 from dio_lightning.losses.landmarks import Landmarks
@@ -46,6 +47,7 @@ __all__ = [
     "at_size",
     "diffusion",
     "folding",
+    "inverse_consistency",
     "slope_of",
     "soft_dice",
 ]

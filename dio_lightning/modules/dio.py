@@ -1,6 +1,7 @@
 """Deep implicit optimisation: learned features, then the displacement that best aligns them."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from dio_lightning.features import FeaturePyramid, Intensity, Posteriors
 from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
-from dio_lightning.losses import Objective, at_size
+from dio_lightning.losses import Objective, at_size, inverse_consistency
 from dio_lightning.modules.iterative import IterativeModule, Pyramids
 from dio_lightning.modules.refinement import Refinement
 from dio_lightning.pair import Pair, both_ways
@@ -43,13 +44,15 @@ class DIO(IterativeModule):
             objective it trains alone, and training solves nothing.
         anatomy_weight: its weight beside the objective.
         symmetric: every training step registers its pairs both ways; the features are computed once.
+        consistency: weight of `inverse_consistency` of the two ways beside the objective, at every level.
         level_weights: what the objective counts for at each level, coarse to fine; the mean over the open levels by
             default.
         voxel, max_voxel: see `RegistrationModule`.
 
     Raises:
         ValueError: if iterations, levels, opens and weights differ in number, or opens does not start at 0 and rise, or
-            a weight is below 0 or that of the finest level 0, or features that are no `Posteriors` have a loss.
+            a weight is below 0 or that of the finest level 0, or features that are no `Posteriors` have a loss, or
+            consistency is below 0, or above it without symmetric.
     """
 
     open_levels: Tensor
@@ -67,6 +70,7 @@ class DIO(IterativeModule):
         anatomy: nn.Module | None = None,
         anatomy_weight: float = 1.0,
         symmetric: bool = False,
+        consistency: float = 0.0,
         level_weights: Sequence[float] | None = None,
         voxel: float | None = None,
         max_voxel: float | None = None,
@@ -94,9 +98,11 @@ class DIO(IterativeModule):
             raise ValueError(
                 f"features are {type(features).__name__}, expected Posteriors, as they have a loss (anatomy)"
             )
+        if not 0 <= consistency < inf or (consistency and not symmetric):
+            raise ValueError(f"consistency is {consistency}, expected at least 0, and above it with symmetric alone")
         self.features, self.layer, self.opens = features, layer, opens
         self.anatomy, self.anatomy_weight, self.symmetric = anatomy, anatomy_weight, symmetric
-        self.level_weights = weights
+        self.consistency, self.level_weights = consistency, weights
         # kept in the checkpoint: what training never opened, a test must not use
         self.register_buffer("open_levels", torch.tensor(opens.count(0)))
 
@@ -187,6 +193,10 @@ class DIO(IterativeModule):
         """The objective's terms, averaged over the open levels by their weights."""
         assert self.objective is not None
         levels = [self.objective(at_size(pair, s.value.shape[2:]), s.value) for s in solutions]
+        if self.consistency:
+            for terms, solution in zip(levels, solutions, strict=True):
+                terms["consistency"] = inverse_consistency(*solution.value.chunk(2))
+                terms["loss"] = terms["loss"] + self.consistency * terms["consistency"]
         weights = self.level_weights[: len(levels)]
         if sum(weights) == 0:  # the levels that count are not yet open
             weights = [1.0] * len(levels)
