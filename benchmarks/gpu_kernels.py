@@ -45,6 +45,12 @@ def _adjoint(x: dict[str, Tensor]) -> object:
     return torch.ops.dio.match_adjoint(x["fixed"], x["moving"], x["u"], ones, x["u"])
 
 
+def _adam(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    r, m, s = x["u"].clone(), x["v"].clone(), x["v"].square()
+    ops.adam_step(r, m, s, torch.ones(1, dtype=r.dtype, device=r.device), None, 0.5, 0.99, 1e-2)
+    return r, m, s
+
+
 KERNELS = {
     "match": Kernel(lambda x: ops.match(x["fixed"], x["moving"], x["u"]), 2 * CHANNELS + 6),
     "match_blocks": Kernel(lambda x: tuple(ops.match_blocks(x["fixed"], x["moving"], x["u"])), 2 * CHANNELS + 13),
@@ -53,6 +59,9 @@ KERNELS = {
     "warp and its slope": Kernel(lambda x: _slope(lambda u: warp(x["a"], u).square(), x["u"]), 8),
     "warp and the image's slope": Kernel(lambda x: _slope(lambda a: warp(a, x["u"]).square(), x["a"]), 6),
     "compose": Kernel(lambda x: compose(x["u"], x["u"]), 6),
+    "residual and its norms": Kernel(lambda x: ops.residual(x["u"], x["v"]), 9),
+    "Adam's step and three copies": Kernel(_adam, 42),
+    "longest vector": Kernel(lambda x: ops.largest_square(x["u"]), 3),
     "smoothing": Kernel(lambda x: gaussian_smooth(x["u"], 1.0), 6),
     "diffusion": Kernel(lambda x: ops.squared_differences(x["u"]), 6),
     "determinants": Kernel(lambda x: ops.determinants(x["u"]), 4),
@@ -63,7 +72,7 @@ KERNELS = {
 
 
 def inputs(size: Size, device: torch.device) -> dict[str, Tensor]:
-    """Smooth features, images in [0, 1] and a displacement of two voxels."""
+    """Smooth features, images in [0, 1] and displacements of two voxels."""
     generator = torch.Generator(device).manual_seed(0)
 
     def smooth(channels: int, sigma: float) -> Tensor:
@@ -73,7 +82,7 @@ def inputs(size: Size, device: torch.device) -> dict[str, Tensor]:
     images = {name: smooth(1, 2.0) for name in "ab"}
     images = {name: (x - x.amin()) / (x.amax() - x.amin()) for name, x in images.items()}
     features = {name: channels_last(smooth(CHANNELS, 2.0)) for name in ("fixed", "moving")}
-    return {**images, **features, "u": 2 * smooth(len(size), 3.0)}
+    return {**images, **features, **{name: 2 * smooth(len(size), 3.0) for name in "uv"}}
 
 
 def kernel(machine: Machine, name: str) -> Found:

@@ -18,7 +18,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from dio_lightning.ops import correlation_triton, information_triton, match_triton, sampling_triton, stencil_triton
+from dio_lightning.ops import (
+    correlation_triton,
+    information_triton,
+    match_triton,
+    sampling_triton,
+    stencil_triton,
+    steps_triton,
+)
 
 TARGET = GPUTarget("cuda", 90, 32)
 ASSEMBLERS = sorted(Path(str(nvidia.__file__)).parent.glob("bin/ptxas*"))
@@ -59,6 +66,10 @@ def main() -> int:
     match_triton.match_adjoint(features, features, u, one, u)
     sampling_triton.interpolate(u, u, "border", True)
     sampling_triton.backward(u, u, u, "zeros", True, [True, True])
+    sampling_triton.compose(u, u, one)
+    steps_triton.residual(u, u)
+    steps_triton.adam_step(u, u, u, one, one > 0, 0.5, 0.99, 1e-2)
+    steps_triton.largest_square(u)
     stencil_triton.correlate(u, [[0.5, 0.2]] * 2)
     stencil_triton.squared_differences(u)
     stencil_triton.determinants(u)
