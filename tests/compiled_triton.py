@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction
 from dio_lightning.ops import (
     correlation_triton,
     information_triton,
+    labels_triton,
     match_triton,
     sampling_triton,
     stencil_triton,
@@ -70,6 +71,9 @@ def main() -> int:
     steps_triton.residual(u, u)
     steps_triton.adam_step(u, u, u, one, one > 0, 0.5, 0.99, 1e-2)
     steps_triton.largest_square(u)
+    label = torch.ones(1, 1, *size, dtype=torch.int16)
+    labels_triton.nearest(label, u, "centres", True)
+    labels_triton.overlap_counts(label, label, labels_triton.MOST)
     stencil_triton.correlate(u, [[0.5, 0.2]] * 2)
     stencil_triton.squared_differences(u)
     stencil_triton.determinants(u)
