@@ -56,6 +56,13 @@ def _counts(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(n.double() for n in ops.overlap_counts(x["fixed_label"], x["moving_label"], LABELS))
 
 
+def _preimages(x: dict[str, Tensor]) -> Tensor:
+    """Of the voxels of every eighth plane; slopes are so small that nothing folds."""
+    u = x["u"][0] / 4
+    voxels = torch.stack(torch.meshgrid(*[torch.arange(n, device=u.device) for n in u.shape[1:]], indexing="ij"))
+    return ops.preimages(u, voxels[:, ::8].flatten(1).double())
+
+
 KERNELS = {
     "match": Kernel(lambda x: ops.match(x["fixed"], x["moving"], x["u"]), 2 * CHANNELS + 6),
     "match_blocks": Kernel(lambda x: tuple(ops.match_blocks(x["fixed"], x["moving"], x["u"])), 2 * CHANNELS + 13),
@@ -69,6 +76,7 @@ KERNELS = {
     "longest vector": Kernel(lambda x: ops.largest_square(x["u"]), 3),
     "labels, warped": Kernel(lambda x: ops.nearest(x["fixed_label"], x["u"], "centres", relative=True), 4),
     "labels, counted": Kernel(_counts, 1),
+    "preimages of every eighth plane": Kernel(_preimages, 2),
     "smoothing": Kernel(lambda x: gaussian_smooth(x["u"], 1.0), 6),
     "diffusion": Kernel(lambda x: ops.squared_differences(x["u"]), 6),
     "determinants": Kernel(lambda x: ops.determinants(x["u"]), 4),

@@ -23,6 +23,7 @@ from dio_lightning.ops import (
     information_triton,
     labels_triton,
     match_triton,
+    preimage_triton,
     sampling_triton,
     stencil_triton,
     steps_triton,
@@ -74,6 +75,7 @@ def main() -> int:
     label = torch.ones(1, 1, *size, dtype=torch.int16)
     labels_triton.nearest(label, u, "centres", True)
     labels_triton.overlap_counts(label, label, labels_triton.MOST)
+    preimage_triton.newton(u[0], u[0].flatten(1).double(), 1e-6, 60, 1e-3)
     stencil_triton.correlate(u, [[0.5, 0.2]] * 2)
     stencil_triton.squared_differences(u)
     stencil_triton.determinants(u)
