@@ -1,7 +1,7 @@
 """What a solver does at every element of a state, in as few passes over memory as there can be.
 
-Compiled loops and kernels take large states of which no gradient is asked (`ops.choice`); all else is plain PyTorch. On
-the CPU elements come to the same bits.
+Where no gradient is asked, compiled loops take large states and kernels all (`ops.choice`); all else is plain PyTorch.
+On the CPU elements come to the same bits.
 """
 
 from functools import reduce
@@ -13,7 +13,7 @@ from torch import Tensor
 from dio_lightning.ops.choice import backward_alone, immediate, implementation, tangents
 
 LEAST = 2**14
-"""Elements of a sample that are worth the call of compiled loops and kernels."""
+"""Elements of a sample that are worth the call of a compiled loop; on a GPU kernels always spare launches."""
 
 
 def residual(fz: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,7 +98,8 @@ def spread(weight: Tensor, like: Tensor) -> Tensor:
 def _kernels(*tensors: Tensor) -> ModuleType | None:
     """They take states (b, ...) of one shape and precision as they lie in memory, and record nothing."""
     first = tensors[0]
-    if first.numel() < LEAST * len(first) or first.ndim < 2 or first.dtype not in (torch.float32, torch.float64):
+    few = first.device.type == "cpu" and first.numel() < LEAST * len(first)
+    if few or first.ndim < 2 or first.dtype not in (torch.float32, torch.float64):
         return None
     alike = all(x.dtype == first.dtype and (x.shape == first.shape or x.ndim == 1) for x in tensors)
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
