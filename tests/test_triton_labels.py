@@ -81,11 +81,14 @@ def test_derivatives_with_respect_to_an_image_pass_by_plain_pytorch() -> None:
         assert tangent is not None and torch.equal(tangent, 2 * image)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize("count", [1, 7, 30])
+@pytest.mark.parametrize(
+    ("count", "dtype"),
+    [(1, torch.bool), (7, torch.uint8), (30, torch.int8), (30, torch.int32), (8, torch.int64)],
+    ids=str,
+)
 def test_counts_are_those_of_numpy(count, dtype) -> None:
     """In several histograms; labels beyond the last one and below 0 are background."""
-    first, second = (integers(2, 1, 3, 4, 5, most=40, dtype=dtype) for _ in range(2))
+    first, second = (integers(2, 1, 3, 4, 3, most=40, dtype=dtype) for _ in range(2))
     if dtype.is_signed:
         first[0, 0, 0] = -3
     both = torch.where(first == second, first, 0)

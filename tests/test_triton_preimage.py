@@ -41,7 +41,7 @@ def test_preimages_of_an_affine_map_are_those_of_its_inverse(d, dtype) -> None:
     assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(12, 10), (8, 7, 6), (1, 6, 5), (1, 9)], ids=str)
+@pytest.mark.parametrize("size", [(12, 10), (1, 6, 5), (4, 5, 3)], ids=str)
 def test_preimages_of_a_field_that_is_no_contraction(size) -> None:
     """Slopes up to 2 without a fold: a plain iteration z = -u(y + z) runs away. Points lie beside the grid too."""
     d = len(size)
