@@ -16,6 +16,7 @@ from dio_lightning.fields import compose, gaussian_smooth, warp
 from dio_lightning.networks.blocks import channels_last
 
 CHANNELS = 16
+LABELS = 400
 NORM, TYPICAL = 1e-2, 1e-4
 """Most difference from double precision: of a result's norm, and of its median as a share of the mean.
 
@@ -45,6 +46,23 @@ def _adjoint(x: dict[str, Tensor]) -> object:
     return torch.ops.dio.match_adjoint(x["fixed"], x["moving"], x["u"], ones, x["u"])
 
 
+def _adam(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    r, m, s = x["u"].clone(), x["v"].clone(), x["v"].square()
+    ops.adam_step(r, m, s, torch.ones(1, dtype=r.dtype, device=r.device), None, 0.5, 0.99, 1e-2)
+    return r, m, s
+
+
+def _counts(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    return tuple(n.double() for n in ops.overlap_counts(x["fixed_label"], x["moving_label"], LABELS))
+
+
+def _preimages(x: dict[str, Tensor]) -> Tensor:
+    """Of the voxels of every eighth plane; slopes are so small that nothing folds."""
+    u = x["u"][0] / 4
+    voxels = torch.stack(torch.meshgrid(*[torch.arange(n, device=u.device) for n in u.shape[1:]], indexing="ij"))
+    return ops.preimages(u, voxels[:, ::8].flatten(1).double())
+
+
 KERNELS = {
     "match": Kernel(lambda x: ops.match(x["fixed"], x["moving"], x["u"]), 2 * CHANNELS + 6),
     "match_blocks": Kernel(lambda x: tuple(ops.match_blocks(x["fixed"], x["moving"], x["u"])), 2 * CHANNELS + 13),
@@ -53,6 +71,12 @@ KERNELS = {
     "warp and its slope": Kernel(lambda x: _slope(lambda u: warp(x["a"], u).square(), x["u"]), 8),
     "warp and the image's slope": Kernel(lambda x: _slope(lambda a: warp(a, x["u"]).square(), x["a"]), 6),
     "compose": Kernel(lambda x: compose(x["u"], x["u"]), 6),
+    "residual and its norms": Kernel(lambda x: ops.residual(x["u"], x["v"]), 9),
+    "Adam's step and three copies": Kernel(_adam, 42),
+    "longest vector": Kernel(lambda x: ops.largest_square(x["u"]), 3),
+    "labels, warped": Kernel(lambda x: ops.nearest(x["fixed_label"], x["u"], "centres", relative=True), 4),
+    "labels, counted": Kernel(_counts, 1),
+    "preimages of every eighth plane": Kernel(_preimages, 2),
     "smoothing": Kernel(lambda x: gaussian_smooth(x["u"], 1.0), 6),
     "diffusion": Kernel(lambda x: ops.squared_differences(x["u"]), 6),
     "determinants": Kernel(lambda x: ops.determinants(x["u"]), 4),
@@ -63,7 +87,7 @@ KERNELS = {
 
 
 def inputs(size: Size, device: torch.device) -> dict[str, Tensor]:
-    """Smooth features, images in [0, 1] and a displacement of two voxels."""
+    """Smooth features, images in [0, 1], their values as labels, and displacements of two voxels."""
     generator = torch.Generator(device).manual_seed(0)
 
     def smooth(channels: int, sigma: float) -> Tensor:
@@ -73,7 +97,8 @@ def inputs(size: Size, device: torch.device) -> dict[str, Tensor]:
     images = {name: smooth(1, 2.0) for name in "ab"}
     images = {name: (x - x.amin()) / (x.amax() - x.amin()) for name, x in images.items()}
     features = {name: channels_last(smooth(CHANNELS, 2.0)) for name in ("fixed", "moving")}
-    return {**images, **features, "u": 2 * smooth(len(size), 3.0)}
+    labels = {f"{name}_label": (LABELS * x).short() for name, x in zip(features, images.values(), strict=True)}
+    return {**images, **features, **labels, **{name: 2 * smooth(len(size), 3.0) for name in "uv"}}
 
 
 def kernel(machine: Machine, name: str) -> Found:

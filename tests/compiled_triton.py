@@ -18,7 +18,16 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from dio_lightning.ops import correlation_triton, information_triton, match_triton, sampling_triton, stencil_triton
+from dio_lightning.ops import (
+    correlation_triton,
+    information_triton,
+    labels_triton,
+    match_triton,
+    preimage_triton,
+    sampling_triton,
+    stencil_triton,
+    steps_triton,
+)
 
 TARGET = GPUTarget("cuda", 90, 32)
 ASSEMBLERS = sorted(Path(str(nvidia.__file__)).parent.glob("bin/ptxas*"))
@@ -59,6 +68,14 @@ def main() -> int:
     match_triton.match_adjoint(features, features, u, one, u)
     sampling_triton.interpolate(u, u, "border", True)
     sampling_triton.backward(u, u, u, "zeros", True, [True, True])
+    sampling_triton.compose(u, u, one)
+    steps_triton.residual(u, u)
+    steps_triton.adam_step(u, u, u, one, one > 0, 0.5, 0.99, 1e-2)
+    steps_triton.largest_square(u)
+    label = torch.ones(1, 1, *size, dtype=torch.int16)
+    labels_triton.nearest(label, u, "centres", True)
+    labels_triton.overlap_counts(label, label, labels_triton.MOST)
+    preimage_triton.newton(u[0], u[0].flatten(1).double(), 1e-6, 60, 1e-3)
     stencil_triton.correlate(u, [[0.5, 0.2]] * 2)
     stencil_triton.squared_differences(u)
     stencil_triton.determinants(u)

@@ -193,6 +193,11 @@ def _ops() -> Iterator[Case]:
     yield Case("ops.largest_square", lambda g: ops.largest_square(g.field()))
     yield Case("ops.residual", lambda g: ops.residual(g.field(), g.field()))
     yield Case("ops.adam_step", adam, False)
+    for padding in ("border", "zeros", "centres"):
+        near = partial(ops.nearest, padding=padding, relative=True)
+        yield Case(f"ops.nearest ({padding})", lambda g, f=near: f(g.labels(), g.field(0.2, 2.3)), False)
+    yield Case("ops.label_counts", lambda g: ops.label_counts(g.labels(), 5), False)
+    yield Case("ops.overlap_counts", lambda g: ops.overlap_counts(g.labels(), g.labels(), 3), False)
     yield Case("ops.preimages", lambda g: ops.preimages(g.smooth_field()[0], g.points()[0]), False)
     yield Case("ops.match", lambda g: ops.match(g.image(3), g.image(3), g.field()))
     yield Case("ops.match_blocks", lambda g: ops.match_blocks(g.image(3), g.image(3), g.field()), False)

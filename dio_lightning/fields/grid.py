@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dio_lightning.fields.smoothing import gaussian_average
-from dio_lightning.ops import sampling
+from dio_lightning.ops import labels, sampling
 from dio_lightning.pair import expect_batch, full_precision
 
 
@@ -97,7 +97,7 @@ def _sample(image: Tensor, points: Tensor, mode: str, padding: str, relative: bo
     image, points = image.expand(b, *image.shape[1:]), points.expand(b, *points.shape[1:])
     flat = points.reshape(b, d, *[1] * (d - 1), -1) if points.ndim != d + 2 else points
     if mode == "nearest":
-        values = _nearest(image, flat + identity(flat.shape[2:], flat) if relative else flat, padding)
+        values = labels.nearest(image, flat, padding, relative)
     else:
         common = torch.promote_types(image.dtype, points.dtype)
         within = torch.promote_types(common, torch.float32)
@@ -109,19 +109,3 @@ def _ratio(old: Sequence[int], new: Sequence[int], like: Tensor) -> Tensor:
     """(new - 1) / (old - 1) per axis, shaped to multiply a field."""
     ratio = [(n - 1) / max(o - 1, 1) for o, n in zip(old, new, strict=True)]
     return like.new_tensor(ratio).view(1, -1, *[1] * len(ratio))
-
-
-def _nearest(image: Tensor, points: Tensor, padding: str) -> Tensor:
-    """Voxels (b, c, *t) nearest to points (b, d, *t), gathered; in float64, so that no coordinate is rounded twice."""
-    flat = torch.zeros_like(points[:, 0], dtype=torch.int64)
-    inside = torch.ones_like(flat, dtype=torch.bool)
-    for axis, extent in enumerate(image.shape[2:]):
-        at = (points[:, axis].double() + 0.5).floor()
-        inside &= (at >= 0) & (at < extent)
-        flat = flat * extent + at.nan_to_num(0.0).clamp(0, extent - 1).long()
-    where = flat.flatten(1)[:, None].expand(-1, image.shape[1], -1)
-    values = image.flatten(2).gather(2, where).view(len(image), image.shape[1], *flat.shape[1:])
-    if padding == "zeros":
-        values = torch.where(inside[:, None], values, torch.zeros_like(values))
-    missing = torch.zeros_like(values) if not image.is_floating_point() else torch.full_like(values, torch.nan)
-    return torch.where(points.isnan().any(1, keepdim=True), missing, values)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from dio_lightning import ops
 from dio_lightning.pair import full_precision
 
 Label = Integer[Tensor, "b 1 *s"]
@@ -53,12 +54,9 @@ class Dice(nn.Module):
     def forward(self, fixed_label: Label, moving_label: Label, u: Float[Tensor, "b d *s"]) -> Float[Tensor, ""]:
         """Scalar loss; 0 if there is no label at all."""
         scores = soft_dice(fixed_label, moving_label, u, self.num_labels)
-        present = torch.stack([_present(x, scores.shape[1]) for x in (fixed_label, moving_label)]).any(0)
+        fixed, moving = (ops.label_counts(x, scores.shape[1]) for x in (fixed_label, moving_label))
+        present = fixed + moving > 0
         return torch.where(present, 1 - scores, 0).sum() / present.sum().clamp(min=1)
-
-
-def _present(label: Label, count: int) -> Tensor:
-    return torch.stack([torch.bincount(x.flatten(), minlength=count + 1)[1:] > 0 for x in label])
 
 
 class _LabelSums(Function):

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from dio_lightning import ops
+
 LabelMode = Literal["nearest", "linear"]
 
 
@@ -21,11 +23,10 @@ def warp_label(
     Raises:
         ValueError: the mode is neither "nearest" nor "linear".
     """
-    points = [u[:, axis].double() + _line(axis, u) for axis in range(u.shape[1])]
     if mode == "nearest":
-        return _nearest(label, points)
+        return ops.nearest(label, u, "centres", relative=True)
     if mode == "linear":
-        return _majority(label, points)
+        return _majority(label, [u[:, axis].double() + _line(axis, u) for axis in range(u.shape[1])])
     raise ValueError(f"label mode must be 'nearest' or 'linear', not {mode!r}")
 
 
@@ -41,9 +42,8 @@ def dice_per_label(
     score of a pair. A structure that the warp lost scores 0. Without moving_label, the warped label stands for it.
     """
     count = num_labels if num_labels is not None else _largest(fixed_label, warped_label, moving_label)
-    fixed, warped = label_sizes(fixed_label, count), label_sizes(warped_label, count)
-    moving = warped if moving_label is None else label_sizes(moving_label, count)
-    common = label_sizes(torch.where(fixed_label == warped_label, fixed_label, 0), count)
+    fixed, warped, common = ops.overlap_counts(fixed_label, warped_label, count)
+    moving = warped if moving_label is None else ops.label_counts(moving_label, count)
     dice = 2 * common.double() / (fixed + warped)
     return torch.where((fixed > 0) & (moving > 0), dice, torch.nan)
 
@@ -60,10 +60,7 @@ def dice_linear(
 
 def label_sizes(label: Integer[Tensor, "b 1 *s"], num_labels: int) -> Integer[Tensor, "b k"]:
     """Voxels of labels 1..num_labels in every sample; other values count as background."""
-    flat = label.long().flatten(1)
-    flat = torch.where((flat < 0) | (flat > num_labels), 0, flat)
-    rows = torch.arange(len(flat), device=flat.device)[:, None] * (num_labels + 1)
-    return torch.bincount((flat + rows).flatten(), minlength=len(flat) * (num_labels + 1)).view(len(flat), -1)[:, 1:]
+    return ops.label_counts(label, num_labels)
 
 
 def _largest(*labels: Tensor | None) -> int:
@@ -74,12 +71,6 @@ def _line(axis: int, u: Tensor) -> Tensor:
     """Coordinates 0..n-1 along one axis, broadcastable against (b, *s)."""
     size = u.shape[2 + axis]
     return torch.arange(size, device=u.device).view(-1, *[1] * (u.ndim - 3 - axis))
-
-
-def _nearest(label: Tensor, points: list[Tensor]) -> Tensor:
-    # A coordinate beyond the outer voxel centres is outside, as in scipy; halves round up.
-    inside = torch.stack([(p >= 0) & (p <= n - 1) for p, n in zip(points, label.shape[2:], strict=True)]).all(0)
-    return _gather(label, [torch.where(inside, p + 0.5, 0).floor().long() for p in points], inside)[:, None]
 
 
 def _gather(label: Tensor, index: list[Tensor], inside: Tensor) -> Tensor:

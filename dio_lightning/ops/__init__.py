@@ -4,6 +4,7 @@ from dio_lightning.ops.choice import chosen
 from dio_lightning.ops.composition import compose
 from dio_lightning.ops.correlation import local_correlation
 from dio_lightning.ops.information import joint_histogram, mutual_information
+from dio_lightning.ops.labels import label_counts, nearest, overlap_counts
 from dio_lightning.ops.match import Blocks, match, match_blocks
 from dio_lightning.ops.preimage import preimages
 from dio_lightning.ops.sampling import interpolate
@@ -21,11 +22,14 @@ __all__ = [
     "determinants",
     "interpolate",
     "joint_histogram",
+    "label_counts",
     "largest_square",
     "local_correlation",
     "match",
     "match_blocks",
     "mutual_information",
+    "nearest",
+    "overlap_counts",
     "preimages",
     "residual",
     "squared_differences",

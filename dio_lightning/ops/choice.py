@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 VARIABLE = "DIO_OPS"
 CHOICES = ("numba", "triton", "reference")
+LACKING = {("labels", "numba")}
+"""Operators that plain PyTorch computes all the same."""
 
 
 class _Pool:
@@ -92,7 +94,8 @@ def implementation(operator: str, x: Tensor) -> ModuleType | None:
     It is imported, and what it holds compiled, on first use: importing the library stays quick.
     """
     name = chosen(x.device.type)
-    return None if name == "reference" or (name == "numba" and _Pool.inherited) else _file(operator, name)
+    plain = name == "reference" or (operator, name) in LACKING or (name == "numba" and _Pool.inherited)
+    return None if plain else _file(operator, name)
 
 
 def immediate() -> bool:

@@ -1,11 +1,11 @@
-"""Composition of displacements in one pass: by a compiled loop where no gradient is asked, else in plain PyTorch."""
+"""Composition of displacements in one pass by a loop or a kernel where no gradient is asked, else in plain PyTorch."""
 
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.choice import backward_alone, compiles, immediate, implementation
+from dio_lightning.ops.choice import backward_alone, immediate, implementation
 from dio_lightning.ops.sampling import LARGEST, interpolate
 
 
@@ -47,11 +47,11 @@ def _compose_fake(u: Tensor, v: Tensor, factor: Tensor) -> Tensor:
 
 
 def _kernels(u: Tensor, v: Tensor, factor: Tensor | None) -> ModuleType | None:
-    """Loops that take fields of one grid and one precision, and record nothing."""
+    """Loops or kernels that take fields of one grid and one precision, and record nothing."""
     fields = (u, v) if factor is None else (u, v, factor)
     if torch.is_grad_enabled() and any(x.requires_grad for x in fields):
         return None
     fits = u.shape == v.shape and u.ndim in (4, 5) and all(x.dtype == u.dtype for x in fields)
-    if not (fits and u.dtype in (torch.float32, torch.float64) and compiles(u)) or u.shape[2:].numel() > LARGEST:
+    if not (fits and u.dtype in (torch.float32, torch.float64)) or u.shape[2:].numel() > LARGEST:
         return None
     return implementation("sampling", u)

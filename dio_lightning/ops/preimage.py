@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.choice import backward_alone, compiles
+from dio_lightning.ops.choice import backward_alone, implementation
 from dio_lightning.ops.sampling import interpolate
 
 TOLERANCE = 1e-6
@@ -26,17 +26,16 @@ def preimages(u: Tensor, points: Tensor) -> Tensor:
     """
     backward_alone("a preimage", u, points)
     field, y = u.detach(), points.detach().double()
-    if compiles(u):
-        from dio_lightning.ops import preimage_numba  # compiled on first use, as feature matching is
-
-        return preimage_numba.newton(field, y, TOLERANCE, STEPS, FLAT)
+    kernels = implementation("preimage", u)
+    if kernels is not None:
+        return kernels.newton(field, y, TOLERANCE, STEPS, FLAT)
     return newton(field.double(), y, TOLERANCE, STEPS, FLAT)
 
 
 def newton(u: Tensor, y: Tensor, tolerance: float, steps: int, flat: float) -> Tensor:
-    """The same in plain PyTorch, all points together, from zero."""
+    """The same in plain PyTorch, all points together, from zero; NaN where a point or its displacement is none."""
     d, n = y.shape
-    z, best = torch.zeros_like(y), torch.zeros_like(y)
+    z, best = torch.zeros_like(y), torch.full_like(y, torch.nan)
     least, eye = y.new_full((n,), torch.inf), torch.eye(d, dtype=y.dtype, device=y.device)
     for _ in range(steps):
         with torch.enable_grad():

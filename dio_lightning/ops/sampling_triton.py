@@ -52,15 +52,18 @@ def _rise(position, low, extent, ZEROS: tl.constexpr):  # noqa: ANN001, ANN202
 
 
 @jit
-def _points(points, sample, n, inside, total, t1, t2, D: tl.constexpr, RELATIVE: tl.constexpr, NUMBER: tl.constexpr):  # noqa: ANN001, ANN202
-    """Where in the image the points lie, along three axes; a plane's first one is 0."""
+def _points(  # noqa: ANN202
+    points, sample, n, inside, total, t1, t2, scale,  # noqa: ANN001
+    D: tl.constexpr, RELATIVE: tl.constexpr, NUMBER: tl.constexpr,
+):  # fmt: skip
+    """Where in the image the points, times `scale`, lie along three axes; a plane's first one is 0."""
     at = points + sample * D * total + n
     i, j, k = place(n, t1, t2)
     x = (n * 0).to(NUMBER)
     if D == 3:
-        x = tl.load(at, inside, 0.0).to(NUMBER)
+        x = tl.load(at, inside, 0.0).to(NUMBER) * scale
         at += total
-    y, z = tl.load(at, inside, 0.0).to(NUMBER), tl.load(at + total, inside, 0.0).to(NUMBER)
+    y, z = tl.load(at, inside, 0.0).to(NUMBER) * scale, tl.load(at + total, inside, 0.0).to(NUMBER) * scale
     if RELATIVE:
         y, z = y + j.to(NUMBER), z + k.to(NUMBER)
         if D == 3:
@@ -80,23 +83,29 @@ def _plane(at, step1, step2, a1, b1, a2, b2, inside):  # noqa: ANN001, ANN202
 
 @jit(do_not_specialize=["blocks", "total", "s0", "s1", "s2", "t1", "t2"])
 def _forward(  # noqa: ANN202
-    image, points, out, blocks, total, s0, s1, s2, t1, t2, channels, ib, i0, i1, i2, ic,  # noqa: ANN001
-    D: tl.constexpr, ZEROS: tl.constexpr, RELATIVE: tl.constexpr, NUMBER: tl.constexpr,
+    image, points, factor, out, blocks, total, s0, s1, s2, t1, t2, channels, ib, i0, i1, i2, ic,  # noqa: ANN001
+    D: tl.constexpr, ZEROS: tl.constexpr, RELATIVE: tl.constexpr, ADDED: tl.constexpr, NUMBER: tl.constexpr,
     BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Values (b, c, total) at the points; NaN at those that are not finite."""
+    """Values (b, c, total) at the points; NaN at those that are not finite. ADDED multiplies and adds the points."""
     sample, n = share(blocks, BLOCK, WIDE)
     inside = n < total
-    x, y, z = _points(points, sample, n, inside, total, t1, t2, D, RELATIVE, NUMBER)
+    scale = 1.0
+    if ADDED:
+        scale = tl.load(factor + sample)
+    x, y, z = _points(points, sample, n, inside, total, t1, t2, scale, D, RELATIVE, NUMBER)
     low0, step0, a0, b0 = _weigh(x, s0, float("nan"), ZEROS, WIDE)
     low1, step1, a1, b1 = _weigh(y, s1, float("nan"), ZEROS, WIDE)
     low2, step2, a2, b2 = _weigh(z, s2, float("nan"), ZEROS, WIDE)
     at = image + sample * ib + (low0 * i0 + low1 * i1 + low2 * i2)
-    to = out + sample * channels * total + n
+    to, step = out + sample * channels * total + n, points + sample * channels * total + n
     for _ in range(0, channels):
         value = _plane(at, step1 * i1, step2 * i2, a1, b1, a2, b2, inside)
         if D == 3:
             value = a0 * value + b0 * _plane(at + step0 * i0, step1 * i1, step2 * i2, a1, b1, a2, b2, inside)
+        if ADDED:
+            value += scale * tl.load(step, inside, 0.0)
+            step += total
         tl.store(to, value, inside)
         at += ic
         to += total
@@ -104,14 +113,24 @@ def _forward(  # noqa: ANN202
 
 def interpolate(image: Tensor, points: Tensor, padding: str, relative: bool) -> Tensor:
     """See `dio_lightning.ops.sampling.interpolate`; computed in float32, in float64 where image or points are that."""
+    return _interpolated(image, points, None, padding, relative)
+
+
+def compose(u: Tensor, v: Tensor, factor: Tensor) -> Tensor:
+    """Of fields of one grid and one precision; see `dio_lightning.ops.composition.compose`."""
+    return _interpolated(u, v, factor.detach().contiguous(), "border", True)
+
+
+def _interpolated(image: Tensor, points: Tensor, factor: Tensor | None, padding: str, relative: bool) -> Tensor:
     image, points = image.detach(), points.detach().contiguous()
     (b, d, *t), c = points.shape, image.shape[1]
     total = points.shape[2:].numel()
     out, blocks = image.new_empty(b, c, *t), -(-total // BLOCK)
     with on(points):
         _forward[(b * blocks,)](
-            *(image, points, out, blocks, total, *volume(image), *volume(points)[1:], c, *strides(image)),
-            *(d, padding == "zeros", relative, precision(image, points)[1], BLOCK, wide(image, out, values=max(c, 3))),
+            *(image, points, points if factor is None else factor, out, blocks, total),
+            *(*volume(image), *volume(points)[1:], c, *strides(image), d, padding == "zeros", relative),
+            *(factor is not None, precision(image, points)[1], BLOCK, wide(image, out, values=max(c, 3))),
         )
     return out
 
@@ -147,7 +166,7 @@ def _backward(  # noqa: ANN202
     """Gradients with respect to image (IMAGE) and points (POINTS), for a gradient (b, c, total) at the values."""
     sample, n = share(blocks, BLOCK, WIDE)
     inside = n < total
-    x, y, z = _points(points, sample, n, inside, total, t1, t2, D, RELATIVE, NUMBER)
+    x, y, z = _points(points, sample, n, inside, total, t1, t2, 1.0, D, RELATIVE, NUMBER)
     low0, step0, a0, b0 = _weigh(x, s0, 0.0, ZEROS, WIDE)
     low1, step1, a1, b1 = _weigh(y, s1, 0.0, ZEROS, WIDE)
     low2, step2, a2, b2 = _weigh(z, s2, 0.0, ZEROS, WIDE)

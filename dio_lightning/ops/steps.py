@@ -1,7 +1,7 @@
 """What a solver does at every element of a state, in as few passes over memory as there can be.
 
-Compiled loops on the CPU take large states of which no gradient is asked (`ops.choice`); all else is plain PyTorch, and
-elements come to the same bits.
+Where no gradient is asked, compiled loops take large states and kernels all (`ops.choice`); all else is plain PyTorch.
+On the CPU elements come to the same bits.
 """
 
 from functools import reduce
@@ -10,10 +10,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.choice import backward_alone, compiles, immediate, implementation, tangents
+from dio_lightning.ops.choice import backward_alone, immediate, implementation, tangents
 
 LEAST = 2**14
-"""Elements of a sample that are worth the call of a compiled loop."""
+"""Elements of a sample that are worth the call of a compiled loop; on a GPU kernels always spare launches."""
 
 
 def residual(fz: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,13 +96,14 @@ def spread(weight: Tensor, like: Tensor) -> Tensor:
 
 
 def _kernels(*tensors: Tensor) -> ModuleType | None:
-    """Loops that take states (b, ...) of one shape and precision as they lie in memory, and record nothing."""
+    """They take states (b, ...) of one shape and precision as they lie in memory, and record nothing."""
     first = tensors[0]
-    if first.numel() < LEAST * len(first) or first.ndim < 2 or first.dtype not in (torch.float32, torch.float64):
+    few = first.device.type == "cpu" and first.numel() < LEAST * len(first)
+    if few or first.ndim < 2 or first.dtype not in (torch.float32, torch.float64):
         return None
     alike = all(x.dtype == first.dtype and (x.shape == first.shape or x.ndim == 1) for x in tensors)
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    if recorded or not alike or not all(x.is_contiguous() for x in tensors) or not compiles(first):
+    if recorded or not alike or not all(x.is_contiguous() for x in tensors):
         return None
     return implementation("steps", first)
 
@@ -115,12 +116,8 @@ def _residual_computed(fz: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _adam_computed(
     r: Tensor, m: Tensor, s: Tensor, factor: Tensor, active: Tensor | None, beta1: float, beta2: float, eps: float
 ) -> None:
-    kernels, settings = _kernels(r, m, s, factor), (active, beta1, beta2)
-    if kernels is None:
-        return _adam_reference(r, m, s, factor, *settings, eps)
-    kernels.average(r, m, s, *settings)
-    torch.sqrt(s, out=r)  # PyTorch's own root is not rounded as that of compiled loops is
-    return kernels.divide(m, r, _floor(s, eps), factor)
+    kernels = _kernels(r, m, s, factor)
+    (_adam_reference if kernels is None else kernels.adam_step)(r, m, s, factor, active, beta1, beta2, eps)
 
 
 def _largest_computed(v: Tensor) -> Tensor:

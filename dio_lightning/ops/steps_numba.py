@@ -6,6 +6,7 @@ from torch import Tensor
 from dio_lightning.ops import steps_kernels
 from dio_lightning.ops.match_numba import _threads
 from dio_lightning.ops.memory import empty_like
+from dio_lightning.ops.steps import _floor
 
 
 def residual(fz: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,18 +19,17 @@ def residual(fz: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return out, of_out.clone(), of_fz.clone()  # an operator's results share no memory
 
 
-def average(r: Tensor, m: Tensor, s: Tensor, active: Tensor | None, beta1: float, beta2: float) -> None:
-    """See `dio_lightning.ops.steps.adam_step`: the averages m and s."""
+def adam_step(
+    r: Tensor, m: Tensor, s: Tensor, factor: Tensor, active: Tensor | None, beta1: float, beta2: float, eps: float
+) -> None:
+    """See `dio_lightning.ops.steps.adam_step`."""
     on = r.new_ones(len(r)) if active is None else active.to(r.dtype)
     weights = (on * (1 - beta1)).numpy(), (on * (1 - beta2)).numpy()
+    flat = r.flatten(1).numpy(), m.flatten(1).numpy(), s.flatten(1).numpy()
     _threads()
-    steps_kernels.average(r.flatten(1).numpy(), m.flatten(1).numpy(), s.flatten(1).numpy(), *weights)
-
-
-def divide(m: Tensor, size: Tensor, floor: Tensor, factor: Tensor) -> None:
-    """Writes factor m / (size + floor) where size is; floor and factor are (b,)."""
-    _threads()
-    steps_kernels.divide(m.flatten(1).numpy(), size.flatten(1).numpy(), floor.numpy(), factor.numpy())
+    steps_kernels.average(*flat, *weights)
+    torch.sqrt(s, out=r)  # PyTorch's own root is not rounded as that of compiled loops is
+    steps_kernels.divide(flat[1], flat[0], _floor(s, eps).numpy(), factor.numpy())
 
 
 def largest_square(v: Tensor) -> Tensor:
