@@ -188,6 +188,7 @@ def _ops() -> Iterator[Case]:
     taps = {2: [(0.6, 0.2), (1.0,)], 3: [(0.6, 0.2), (1.0,), (0.5, 0.2, 0.05)]}
     yield Case("ops.correlate", lambda g: ops.correlate(g.image(2), taps[g.d]))
     yield Case("ops.determinants", lambda g: ops.determinants(g.field()), False)
+    yield Case("ops.shortfall", lambda g: ops.shortfall(g.field(0.3, 3.0), 0.1), False)
     yield Case("ops.squared_differences", lambda g: ops.squared_differences(g.field()))
     yield Case("ops.compose", lambda g: ops.compose(g.field(), g.field(), g.place(torch.tensor([0.7, 1.2]))))
     yield Case("ops.largest_square", lambda g: ops.largest_square(g.field()))

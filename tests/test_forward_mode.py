@@ -22,6 +22,7 @@ OPERATORS: dict[str, Callable[[Tensor], object]] = {
     "smoothing": lambda x: gaussian_smooth(x, 1.0),
     "squared_differences": ops.squared_differences,
     "determinants": ops.determinants,
+    "shortfall": lambda x: ops.shortfall(x, 0.1),
     "local_correlation": lambda x: ops.local_correlation(U, x, 3),
     "joint_histogram": lambda x: ops.joint_histogram(x[:, :1], U[:, :1], 8),
     "mutual_information": lambda x: ops.mutual_information(U[:, :1], x[:, :1], 8),

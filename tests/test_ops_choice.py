@@ -21,7 +21,12 @@ def _compute() -> list[torch.Tensor]:
     points = torch.rand(2, 3) * 4
     with torch.no_grad():
         values = [fields.warp(a, u), *ops.match(a, b, u), *ops.match_blocks(a, b, u), ops.local_correlation(a, b, 3)]
-        values += [fields.gaussian_smooth(u, 1.0), *ops.squared_differences(u), ops.determinants(u)]
+        values += [
+            fields.gaussian_smooth(u, 1.0),
+            *ops.squared_differences(u),
+            ops.determinants(u),
+            *ops.shortfall(u, 0.9),
+        ]
         return [*values, ops.mutual_information(a[:, :1], b[:, :1], 6), ops.preimages(u[0] * 0.3, points).float()]
 
 

@@ -16,6 +16,7 @@ from dio_lightning.ops import (
     preimages,
     sampling_numba,
     sampling_reference,
+    shortfall,
     squared_differences,
     stencils,
 )
@@ -166,6 +167,28 @@ def test_determinants_are_those_of_the_matrices(size) -> None:
     u[1, 0, 0, 1] = torch.nan
     expected = stencils.determinant(stencils.jacobian(u))
     assert_close(determinants(u), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(9, 12), (1, 6), (7, 9, 8), (1, 9, 2), (2, 2, 2)], ids=str)
+def test_what_determinants_lack_and_its_slope_are_those_of_autograd(size, dtype) -> None:
+    """Folds at every border, a sample without one, memory of other strides, and a total that says NaN."""
+    torch.manual_seed(0)
+    u = 2 * torch.randn(3, len(size), *size, dtype=dtype).transpose(0, 1).contiguous().transpose(0, 1)
+    u[1] = 0
+    leaf = u.clone().requires_grad_()
+    expected = torch.relu(0.3 - stencils.determinant(stencils.jacobian(leaf))).flatten(1).sum(1)
+    (slope,) = torch.autograd.grad(expected.sum(), leaf)
+    total, ours = shortfall(u, 0.3)
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-11}[dtype]
+    assert_close(total, expected.detach(), rtol=tolerance, atol=tolerance)
+    assert_close(ours, slope, rtol=tolerance, atol=tolerance)
+    assert expected.max() > 0.1
+    assert expected[1] == 0 and not ours[1].any()
+    u[0, -1, 0, 1] = torch.nan
+    total, ours = shortfall(u, 0.3)
+    assert total[0].isnan()
+    assert_close((total[1:], ours[1:]), (expected[1:].detach(), slope[1:]), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("size", [(9, 12), (1, 6), (7, 9, 8), (2, 1, 5)], ids=str)

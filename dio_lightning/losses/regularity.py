@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dio_lightning.fields import jacobian_determinant
 from dio_lightning.level import Level
-from dio_lightning.losses.term import Energy, Term
-from dio_lightning.ops import squared_differences
+from dio_lightning.losses.term import Energy, Term, slope_of
+from dio_lightning.ops import shortfall, squared_differences
 from dio_lightning.pair import full_precision
 
 Normalisation = Literal["sum", "mean"]
@@ -173,6 +173,16 @@ class JacobianPenalty(Regulariser):
         if self.volume > 0:
             total = total + self.volume * determinant.clamp(min=self.least).log().square().flatten(1).mean(1)
         return total
+
+    def on(self, level: Level) -> Energy:
+        """The penalty; that of folds alone has a slope in one pass where nothing is recorded."""
+        return Energy(self.energy, slope=self._closed if self.volume == 0 else None)
+
+    def _closed(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() and u.requires_grad:
+            return slope_of(self.energy, u)
+        lacking, slope = shortfall(u, self.margin)
+        return lacking * (self.folds / prod(u.shape[2:])), slope * self.folds
 
 
 class Folding(JacobianPenalty):

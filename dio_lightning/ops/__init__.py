@@ -8,7 +8,7 @@ from dio_lightning.ops.labels import label_counts, nearest, overlap_counts
 from dio_lightning.ops.match import Blocks, match, match_blocks
 from dio_lightning.ops.preimage import preimages
 from dio_lightning.ops.sampling import interpolate
-from dio_lightning.ops.stencils import correlate, determinants, squared_differences
+from dio_lightning.ops.stencils import correlate, determinants, shortfall, squared_differences
 from dio_lightning.ops.steps import adam_step, largest_square, residual
 from dio_lightning.ops.weighted_correlation import WeightedCorrelation, weighted_correlation
 
@@ -32,6 +32,7 @@ __all__ = [
     "overlap_counts",
     "preimages",
     "residual",
+    "shortfall",
     "squared_differences",
     "weighted_correlation",
 ]

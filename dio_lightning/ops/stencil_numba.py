@@ -49,3 +49,14 @@ def determinants(u: Tensor) -> Tensor:
     _threads()
     stencil_kernels.determinants(field.numpy(), out.numpy())
     return out.view(len(u), *u.shape[2:])
+
+
+def shortfall(u: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """See `dio_lightning.ops.stencils.shortfall`."""
+    field = _lift_field(u)
+    below = determinants(u)
+    slope = empty_like(field)
+    planes = below.view(len(u), *field.shape[2:])
+    stencil_kernels.shortfall(field.numpy(), planes.numpy(), u.new_tensor(margin).item(), slope.numpy())
+    slope = slope if u.ndim == 5 else slope[:, 1:, 0].contiguous()
+    return (margin - below).clamp_(min=0).flatten(1).sum(1), slope

@@ -53,6 +53,22 @@ def determinants(u: Tensor) -> Tensor:
     return determinant(jacobian(u)) if kernels is None else kernels.determinants(u)
 
 
+def shortfall(u: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Sum over voxels of max(0, margin - `determinants`), (b,), and its gradient, (b, d, *s); not differentiable.
+
+    The gradient is 0 where no determinant lacks anything, which is nearly everywhere in a map that hardly folds.
+    """
+    backward_alone("what determinants lack", u)
+    kernels = _kernels(u)
+    if hasattr(kernels, "shortfall"):
+        return kernels.shortfall(u, margin)
+    with torch.inference_mode(False), torch.enable_grad():
+        at = (u.clone() if u.is_inference() else u.detach()).requires_grad_()
+        total = torch.relu(margin - determinant(jacobian(at))).flatten(1).sum(1)
+        (slope,) = torch.autograd.grad(total.sum(), at)
+    return total.detach(), slope
+
+
 def jacobian(u: Tensor) -> Tensor:
     """∇(id + u), (b, d, d, *s): entry (i, j) is the derivative of component i along axis j."""
     d = u.shape[1]
