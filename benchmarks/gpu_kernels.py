@@ -80,6 +80,7 @@ KERNELS = {
     "smoothing": Kernel(lambda x: gaussian_smooth(x["u"], 1.0), 6),
     "diffusion": Kernel(lambda x: ops.squared_differences(x["u"]), 6),
     "determinants": Kernel(lambda x: ops.determinants(x["u"]), 4),
+    "penalty on folds": Kernel(lambda x: ops.shortfall(x["u"], 0.1), 7),
     "correlation, window 5": Kernel(lambda x: _slope(lambda a: ops.local_correlation(a, x["b"], 5), x["a"]), 3),
     "correlation, window 9": Kernel(lambda x: _slope(lambda a: ops.local_correlation(a, x["b"], 9), x["a"]), 3),
     "information": Kernel(lambda x: _slope(lambda a: ops.mutual_information(a, x["b"], 32), x["a"]), 3),

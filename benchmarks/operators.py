@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from dio_lightning.fields import compose, gaussian_smooth, warp
 from dio_lightning.metrics import dice_per_label
-from dio_lightning.ops import determinants, local_correlation, mutual_information, squared_differences
+from dio_lightning.ops import determinants, local_correlation, mutual_information, shortfall, squared_differences
 
 LABELS = 32
 
@@ -32,6 +32,7 @@ def rows(size: Size, watch: Stopwatch) -> Iterator[Row]:
         "smoothing, σ = 1": lambda: gaussian_smooth(u, 1.0),
         "diffusion and its slope": lambda: squared_differences(u),
         "Jacobian determinants": lambda: determinants(u),
+        "penalty on folds and its slope": lambda: shortfall(u, 0.1),
         "mutual information and its slope": lambda: _slope(lambda x: mutual_information(x, fixed, 32).sum(), moving),
     }
     for name, call in calls.items():

@@ -79,6 +79,8 @@ def main() -> int:
     stencil_triton.correlate(u, [[0.5, 0.2]] * 2)
     stencil_triton.squared_differences(u)
     stencil_triton.determinants(u)
+    stencil_triton.shortfall(u, 0.1)
+    stencil_triton.shortfall(u[:, 1:, 0], 0.1)
     _, slopes = correlation_triton.mean(x, x, 5, 1e-5, False)
     correlation_triton.gradient(slopes, (x, x), 1, 5, one)
     flat = x.flatten(1)

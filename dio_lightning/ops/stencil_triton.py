@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dio_lightning.ops.grid_triton import jit, on, place, precision, share, tl, volume, wide
+from dio_lightning.ops.grid_triton import jit, on, place, precision, share, tl, volume, wide, write
 
 BLOCK = 256
 """Voxels of a program."""
@@ -122,6 +122,25 @@ def _central(x, place, extent, stride, inside, NUMBER: tl.constexpr):  # noqa: A
     return (high.to(NUMBER) - low.to(NUMBER)) / tl.maximum(below + above, 1).to(NUMBER)
 
 
+@jit
+def _columns(x, voxels, i, j, k, s0, s1, s2, inside, D: tl.constexpr, NUMBER: tl.constexpr):  # noqa: ANN001, ANN202
+    """Derivatives of id + u at voxels whose first component lies at x: of the components along each axis in turn."""
+    y = x
+    if D == 3:
+        y = x + voxels
+    z = y + voxels
+    b1, b2 = _central(y, j, s1, s2, inside, NUMBER) + 1, _central(z, j, s1, s2, inside, NUMBER)
+    c1, c2 = _central(y, k, s2, 1, inside, NUMBER), _central(z, k, s2, 1, inside, NUMBER) + 1
+    zero = tl.zeros_like(b1)
+    a0, a1, a2, b0, c0 = zero + 1, zero, zero, zero, zero
+    if D == 3:
+        plane = s1 * s2
+        a0 = _central(x, i, s0, plane, inside, NUMBER) + 1
+        a1, a2 = _central(y, i, s0, plane, inside, NUMBER), _central(z, i, s0, plane, inside, NUMBER)
+        b0, c0 = _central(x, j, s1, s2, inside, NUMBER), _central(x, k, s2, 1, inside, NUMBER)
+    return a0, a1, a2, b0, b1, b2, c0, c1, c2
+
+
 @jit(do_not_specialize=["blocks", "voxels", "s0", "s1", "s2"])
 def _determinants(  # noqa: ANN202
     u, out, blocks, voxels, s0, s1, s2,  # noqa: ANN001
@@ -132,18 +151,9 @@ def _determinants(  # noqa: ANN202
     inside = n < voxels
     i, j, k = place(n, s1, s2)
     x = u + sample * D * voxels + n
-    y = x
-    if D == 3:
-        y = x + voxels
-    z = y + voxels
-    b1, b2 = _central(y, j, s1, s2, inside, NUMBER) + 1, _central(z, j, s1, s2, inside, NUMBER)
-    c1, c2 = _central(y, k, s2, 1, inside, NUMBER), _central(z, k, s2, 1, inside, NUMBER) + 1
+    a0, a1, a2, b0, b1, b2, c0, c1, c2 = _columns(x, voxels, i, j, k, s0, s1, s2, inside, D, NUMBER)
     value = b1 * c2 - b2 * c1
     if D == 3:
-        plane = s1 * s2
-        a0 = _central(x, i, s0, plane, inside, NUMBER) + 1
-        a1, a2 = _central(y, i, s0, plane, inside, NUMBER), _central(z, i, s0, plane, inside, NUMBER)
-        b0, c0 = _central(x, j, s1, s2, inside, NUMBER), _central(x, k, s2, 1, inside, NUMBER)
         value = a0 * value - b0 * (a1 * c2 - a2 * c1) + c0 * (a1 * b2 - a2 * b1)
     tl.store(out + sample * voxels + n, value, inside)
 
@@ -158,3 +168,79 @@ def determinants(u: Tensor) -> Tensor:
             *(u, out, blocks, voxels, *volume(u), d, BLOCK, precision(u)[1], wide(u, values=d))
         )
     return out
+
+
+@jit
+def _cross(v0, v1, v2, w0, w1, w2, weight):  # noqa: ANN001, ANN202
+    return weight * (v1 * w2 - v2 * w1), weight * (v2 * w0 - v0 * w2), weight * (v0 * w1 - v1 * w0)
+
+
+@jit
+def _pull(  # noqa: ANN202
+    u, determinant, voxels, i, j, k, s0, s1, s2, inside,  # noqa: ANN001
+    AXIS: tl.constexpr, SHIFT: tl.constexpr, MARGIN: tl.constexpr, D: tl.constexpr, NUMBER: tl.constexpr,
+):  # fmt: skip
+    """What u at a voxel adds to the slope of the voxel SHIFT before it, by whose derivative along AXIS it counts.
+
+    At the border a voxel is its own neighbour.
+    """
+    x, extent = i, s0
+    if AXIS == 1:
+        x, extent = j, s1
+    if AXIS == 2:
+        x, extent = k, s2
+    y = x - SHIFT
+    beyond = (y < 0) | (y >= extent)
+    y = tl.where(beyond, x, y)
+    if AXIS == 0:
+        i = y
+    if AXIS == 1:
+        j = y
+    if AXIS == 2:
+        k = y
+    at = (i * s1 + j) * s2 + k
+    enough = tl.load(determinant + at, inside, 0.0).to(NUMBER) >= MARGIN
+    lacks = inside & (extent > 1) & ~enough
+    a0, a1, a2, b0, b1, b2, c0, c1, c2 = _columns(u + at, voxels, i, j, k, s0, s1, s2, lacks, D, NUMBER)
+    span = tl.maximum((y > 0).to(tl.int32) + (y < extent - 1).to(tl.int32), 1)
+    weight = tl.where(lacks, tl.where(beyond, -SHIFT, SHIFT).to(NUMBER) / span.to(NUMBER), 0.0)
+    if AXIS == 0:
+        x0, x1, x2 = _cross(b0, b1, b2, c0, c1, c2, weight)
+    elif AXIS == 1:
+        x0, x1, x2 = _cross(c0, c1, c2, a0, a1, a2, weight)
+    else:
+        x0, x1, x2 = _cross(a0, a1, a2, b0, b1, b2, weight)
+    return x0, x1, x2
+
+
+@jit(do_not_specialize=["blocks", "voxels", "s0", "s1", "s2"])
+def _shortfall(  # noqa: ANN202
+    u, determinant, slope, blocks, voxels, s0, s1, s2,  # noqa: ANN001
+    MARGIN: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, NUMBER: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Slope by u of what the determinants lack of MARGIN, gathered: nothing is added to what another voxel adds to."""
+    sample, n = share(blocks, BLOCK, WIDE)
+    inside = n < voxels
+    i, j, k = place(n, s1, s2)
+    at, below = u + sample * D * voxels, determinant + sample * voxels
+    total0 = tl.zeros([BLOCK], NUMBER)
+    total1, total2 = total0, total0
+    for axis in tl.static_range(3 - D, 3):
+        for side in tl.static_range(2):
+            x0, x1, x2 = _pull(
+                at, below, voxels, i, j, k, s0, s1, s2, inside, axis, 1 - 2 * side, MARGIN, D, NUMBER
+            )  # fmt: skip
+            total0, total1, total2 = total0 - x0, total1 - x1, total2 - x2
+    write(slope + sample * D * voxels + n, voxels, total0, total1, total2, inside, D)
+
+
+def shortfall(u: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """See `dio_lightning.ops.stencils.shortfall`."""
+    u = u.detach().contiguous()
+    d, voxels, below, slope = u.shape[1], u.shape[2:].numel(), determinants(u), torch.empty_like(u)
+    blocks = -(-voxels // BLOCK)
+    with on(u):
+        _shortfall[(len(u) * blocks,)](
+            *(u, below, slope, blocks, voxels, *volume(u), margin, d, BLOCK, precision(u)[1], wide(u, values=d))
+        )
+    return (margin - below).clamp_(min=0).flatten(1).sum(1), slope

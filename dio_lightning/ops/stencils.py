@@ -60,7 +60,7 @@ def shortfall(u: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """
     backward_alone("what determinants lack", u)
     kernels = _kernels(u)
-    if hasattr(kernels, "shortfall"):
+    if kernels is not None:
         return kernels.shortfall(u, margin)
     with torch.inference_mode(False), torch.enable_grad():
         at = (u.clone() if u.is_inference() else u.detach()).requires_grad_()
