@@ -39,6 +39,7 @@ learned RIIR riir
 learned DIO dio
 learned DEQReg-12 deqreg12
 learned DEQReg deqreg
+learned "DEQReg, local contrast" deqreg_contrast
 mkdir -p "experiments/$lab/results"
 $dio compare "${rows[@]}" --out "experiments/$lab/results/table.md" --reference DEQReg --overwrite \
     --metrics dice hd95 folds std_logj steps

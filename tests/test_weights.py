@@ -44,14 +44,19 @@ def test_the_weights_register_unseen_brains_with_either_transformation(data_root
 
 
 @pytest.mark.real
-def test_features_that_start_from_local_contrast_register_better_than_local_correlation(data_root):
-    """On the first test pair, where LNCC with its own settings has 0.621; experiments/README.md has all twelve."""
-    method = load(str(EXPERIMENTS / "dio/weights/contrast.safetensors"), ["--data.root", str(data_root / "brains_2mm")])
+@pytest.mark.parametrize(
+    ("weights", "least"),
+    [(str(EXPERIMENTS / "dio/weights/contrast.safetensors"), 0.65), ("brain-t1", 0.68)],
+    ids=["contrast", "brain-t1"],
+)
+def test_features_that_start_from_local_contrast_register_better_than_local_correlation(weights, least, data_root):
+    """On the first test pair, where LNCC has 0.621, not smoothed 0.657; experiments/README.md has all twelve."""
+    method = load(weights, ["--data.root", str(data_root / "brains_2mm")])
     _, pair = next(method.batches(1))
     with torch.no_grad():
         u = method.module.register(pair)
     found = score(u, pair, method)
-    assert float(found["dice"].mean()) > 0.65
+    assert float(found["dice"].mean()) > least
     assert float(found["folds"].mean()) == 0
 
 
