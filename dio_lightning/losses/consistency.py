@@ -11,7 +11,7 @@ from dio_lightning.pair import full_precision
 def inverse_consistency(forth: Float[Tensor, "b d *s"], back: Float[Tensor, "b d *s"]) -> Float[Tensor, ""]:
     """Mean squared length of both round trips, in voxels²: ½ |ϕ ∘ ψ - id|² + ½ |ψ ∘ ϕ - id|²; differentiable.
 
-    Zero where ψ is the inverse of ϕ (Christensen and Johnson, IEEE TMI 2001; Greer et al., "ICON", ICCV 2021, eq. 4).
+    Zero where ψ is the inverse of ϕ (Christensen and Johnson, IEEE TMI 2001; Greer et al., "ICON", ICCV 2021).
     Beyond the border a displacement goes on as it is there, so that what moves in from outside counts too.
 
     Args:
