@@ -200,6 +200,8 @@ def _ops() -> Iterator[Case]:
     yield Case("ops.label_counts", lambda g: ops.label_counts(g.labels(), 5), False)
     yield Case("ops.overlap_counts", lambda g: ops.overlap_counts(g.labels(), g.labels(), 3), False)
     yield Case("ops.preimages", lambda g: ops.preimages(g.smooth_field()[0], g.points()[0]), False)
+    yield Case("ops.group_norm", lambda g: ops.group_norm(g.image(4), 2, *g.image(4)[0].flatten(1)[:, :2].unbind(1)))
+    yield Case("ops.variances", lambda g: ops.variances(g.image(3)))
     yield Case("ops.match", lambda g: ops.match(g.image(3), g.image(3), g.field()))
     yield Case("ops.match_blocks", lambda g: ops.match_blocks(g.image(3), g.image(3), g.field()), False)
 

@@ -87,7 +87,10 @@ class FeatureNetwork(FeaturePyramid):
     def _add(self, feature: Tensor, start: Tensor) -> Tensor:
         assert self.log_scale is not None
         scaled = start * self.log_scale.exp().view(-1, *[1] * (start.ndim - 2))
-        return feature.float() + F.pad(scaled, [0, 0] * (start.ndim - 2) + [0, self.channels - start.shape[1]])
+        padded = F.pad(
+            scaled.movedim(1, -1), [0, self.channels - start.shape[1]]
+        )  # with channels last, as features are
+        return feature.float() + padded.movedim(-1, 1)
 
 
 def _log_scale(scale: float | Sequence[float], channels: int) -> Tensor:

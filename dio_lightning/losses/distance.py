@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from dio_lightning import ops
 from dio_lightning.fields import warp
 from dio_lightning.implicit.graphs import repeats
 from dio_lightning.level import Level, Masks
 from dio_lightning.losses.similarity import Image, compared
 from dio_lightning.losses.term import Energy, Slope, Term
-from dio_lightning.ops import match
 
 
 class FeatureDistance(Term):
@@ -64,7 +64,7 @@ class Matched(Energy):
         return self._closed(u)[0]
 
     def _closed(self, u: Tensor) -> Slope:
-        value, slope = match(self.fixed, self.moving, u)
+        value, slope = ops.match(self.fixed, self.moving, u)
         if self.masks is not None:
             weights = self.masks.weights(u)
             squares = (warp(self.moving, u) - self.fixed).square().mean(1, keepdim=True)
@@ -75,7 +75,7 @@ class Matched(Energy):
 def variance(features: Image, counts: Bool[Tensor, "b 1 *s"] | None = None) -> Float[Tensor, " b"]:
     """Variance over the voxels that count, by default over all, the mean of the channels; 1 where it is 0."""
     if counts is None:
-        spread = features.flatten(2).var(dim=2).mean(1)
+        spread = ops.variances(features).mean(1)
     else:
         weights, flat = counts.flatten(2).to(features), features.flatten(2)
         number = weights.sum(2, keepdim=True)

@@ -6,6 +6,7 @@ from dio_lightning.ops.correlation import local_correlation
 from dio_lightning.ops.information import joint_histogram, mutual_information
 from dio_lightning.ops.labels import label_counts, nearest, overlap_counts
 from dio_lightning.ops.match import Blocks, match, match_blocks
+from dio_lightning.ops.norm import group_norm, variances
 from dio_lightning.ops.preimage import preimages
 from dio_lightning.ops.sampling import interpolate
 from dio_lightning.ops.stencils import correlate, determinants, shortfall, squared_differences
@@ -20,6 +21,7 @@ __all__ = [
     "compose",
     "correlate",
     "determinants",
+    "group_norm",
     "interpolate",
     "joint_histogram",
     "label_counts",
@@ -34,5 +36,6 @@ __all__ = [
     "residual",
     "shortfall",
     "squared_differences",
+    "variances",
     "weighted_correlation",
 ]
