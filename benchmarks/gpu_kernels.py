@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dio_lightning import ops
 from dio_lightning.fields import compose, gaussian_smooth, warp
+from dio_lightning.losses import soft_dice
 from dio_lightning.networks.blocks import channels_last
 
 CHANNELS = 16
@@ -56,6 +57,10 @@ def _counts(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(n.double() for n in ops.overlap_counts(x["fixed_label"], x["moving_label"], LABELS))
 
 
+def _soft_dice(x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return _slope(lambda u: soft_dice(x["fixed_label"], x["moving_label"], u, LABELS), x["u"])
+
+
 def _preimages(x: dict[str, Tensor]) -> Tensor:
     """Of the voxels of every eighth plane; slopes are so small that nothing folds."""
     u = x["u"][0] / 4
@@ -76,6 +81,7 @@ KERNELS = {
     "longest vector": Kernel(lambda x: ops.largest_square(x["u"]), 3),
     "labels, warped": Kernel(lambda x: ops.nearest(x["fixed_label"], x["u"], "centres", relative=True), 4),
     "labels, counted": Kernel(_counts, 1),
+    "soft Dice's sums and slope": Kernel(_soft_dice, 8),
     "preimages of every eighth plane": Kernel(_preimages, 2),
     "smoothing": Kernel(lambda x: gaussian_smooth(x["u"], 1.0), 6),
     "diffusion": Kernel(lambda x: ops.squared_differences(x["u"]), 6),

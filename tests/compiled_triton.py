@@ -25,6 +25,7 @@ from dio_lightning.ops import (
     match_triton,
     preimage_triton,
     sampling_triton,
+    soft_labels_triton,
     stencil_triton,
     steps_triton,
 )
@@ -75,6 +76,8 @@ def main() -> int:
     label = torch.ones(1, 1, *size, dtype=torch.int16)
     labels_triton.nearest(label, u, "centres", True)
     labels_triton.overlap_counts(label, label, labels_triton.MOST)
+    soft_labels_triton.label_sums(label, label, u, 3)
+    soft_labels_triton.slope(label, label, u, one[:, None], one[:, None])
     preimage_triton.newton(u[0], u[0].flatten(1).double(), 1e-6, 60, 1e-3)
     stencil_triton.correlate(u, [[0.5, 0.2]] * 2)
     stencil_triton.squared_differences(u)

@@ -199,6 +199,7 @@ def _ops() -> Iterator[Case]:
         yield Case(f"ops.nearest ({padding})", lambda g, f=near: f(g.labels(), g.field(0.2, 2.3)), False)
     yield Case("ops.label_counts", lambda g: ops.label_counts(g.labels(), 5), False)
     yield Case("ops.overlap_counts", lambda g: ops.overlap_counts(g.labels(), g.labels(), 3), False)
+    yield Case("ops.label_sums", lambda g: ops.label_sums(g.labels(), g.labels(), g.field(), 6))
     yield Case("ops.preimages", lambda g: ops.preimages(g.smooth_field()[0], g.points()[0]), False)
     yield Case("ops.group_norm", lambda g: ops.group_norm(g.image(4), 2, *g.image(4)[0].flatten(1)[:, :2].unbind(1)))
     yield Case("ops.variances", lambda g: ops.variances(g.image(3)))

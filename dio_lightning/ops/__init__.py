@@ -9,6 +9,7 @@ from dio_lightning.ops.match import Blocks, match, match_blocks
 from dio_lightning.ops.norm import group_norm, variances
 from dio_lightning.ops.preimage import preimages
 from dio_lightning.ops.sampling import interpolate
+from dio_lightning.ops.soft_labels import label_sums
 from dio_lightning.ops.stencils import correlate, determinants, shortfall, squared_differences
 from dio_lightning.ops.steps import adam_step, largest_square, residual
 from dio_lightning.ops.weighted_correlation import WeightedCorrelation, weighted_correlation
@@ -25,6 +26,7 @@ __all__ = [
     "interpolate",
     "joint_histogram",
     "label_counts",
+    "label_sums",
     "largest_square",
     "local_correlation",
     "match",

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 VARIABLE = "DIO_OPS"
 CHOICES = ("numba", "triton", "reference")
-LACKING = {("labels", "numba"), ("norm", "triton")}
+LACKING = {("labels", "numba"), ("soft_labels", "numba"), ("norm", "triton")}
 """Operators that plain PyTorch computes all the same."""
 
 
