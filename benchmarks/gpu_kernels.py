@@ -58,7 +58,8 @@ def _counts(x: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 
 def _soft_dice(x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return _slope(lambda u: soft_dice(x["fixed_label"], x["moving_label"], u, LABELS), x["u"])
+    fixed, moving = (x[f"{side}_label"].short() for side in ("fixed", "moving"))
+    return _slope(lambda u: soft_dice(fixed, moving, u, LABELS), x["u"])
 
 
 def _preimages(x: dict[str, Tensor]) -> Tensor:
