@@ -336,21 +336,42 @@ def test_stagnation_counts_idle_steps_for_each_sample() -> None:
         iterate(lambda z: z, torch.zeros(1, 1), Picard(), stop=Stagnation())
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_adam_is_torch_adam_on_a_quadratic(recorded: bool) -> None:
+def test_adam_is_torch_adam_on_a_quadratic(recorded: bool, decay: float) -> None:
     target, curvature = fields(1, 4, 5), fields(1, 4, 5, seed=3).abs() + 0.1
-    solver = Adam(rate=0.1, beta1=0.5, beta2=0.99)
+    solver = Adam(rate=0.1, beta1=0.5, beta2=0.99, decay=decay)
     with torch.set_grad_enabled(recorded):
         found = iterate(
             lambda z: z - curvature * (z - target), torch.zeros_like(target), solver, max_steps=40, stop=Never()
         ).value
     z = nn.Parameter(torch.zeros_like(target))
     optimizer = torch.optim.Adam([z], lr=0.1, betas=(0.5, 0.99), eps=1e-30)
-    for _ in range(40):
+    for step in range(1, 41):
+        optimizer.param_groups[0]["lr"] = 0.1 / step**decay
         optimizer.zero_grad()
         (0.5 * curvature * (z - target) ** 2).sum().backward()
         optimizer.step()
     assert_close(found, z.detach(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_a_falling_rate_ends_in_a_kink_and_a_constant_one_beside_it(decay: float) -> None:
+    """Of |z - target|, whose slope is as long everywhere; a change in the last digits of z then stays one."""
+    target = fields(1, 50)
+
+    def solved(start: Tensor) -> Tensor:
+        solver = Adam(rate=0.3, decay=decay)
+        return iterate(lambda z: z - (z - target).sign(), start, solver, max_steps=400, stop=Never()).value
+
+    ends = solved(torch.zeros_like(target)), solved(torch.full_like(target, 1e-3))
+    far, apart = (ends[0] - target).abs().mean(), (ends[0] - ends[1]).abs().mean()
+    assert (far < 0.005 and apart < 0.005) if decay else far > 0.03
+
+
+def test_a_rate_that_falls_too_fast_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 <= decay < 1"):
+        Adam(decay=1.0)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
