@@ -5,6 +5,9 @@
 
 Mean Dice of the validation pairs of each method, labels moved to the nearest voxel; one pair of whole volumes, ten of
 slices. The exit status is 1 if a score moves by 0.0005 or more. What the older checkout cannot load has no number.
+What stands behind -- overrides settings, as `dio-lightning test` takes them: of a model whose rate falls,
+
+    python benchmarks/agreement.py $DIO_DATA/brains_2mm --only 'brain*' -- --model.layer.solver.decay 0.5
 """
 
 import argparse
@@ -14,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,7 @@ def dice(fixed: Tensor, moving: Tensor, u: Tensor) -> list[float]:
     return scores
 
 
-def scored(root: str, pairs: int, pattern: str) -> Iterator[tuple[str, float | None]]:
+def scored(root: str, pairs: int, pattern: str, settings: Sequence[str] = ()) -> Iterator[tuple[str, float | None]]:
     """Every method of a name and its score; `pairs` volumes at most."""
     from dio_lightning import build  # that of the checkout on the path
 
@@ -61,7 +64,7 @@ def scored(root: str, pairs: int, pattern: str) -> Iterator[tuple[str, float | N
         weights = str(REPOSITORY / name) if "/" in name else name
         try:
             with tempfile.TemporaryDirectory() as folder:
-                experiment = build(["validate", "--ckpt_path", weights, "--data.root", root], Path(folder))
+                experiment = build(["validate", "--ckpt_path", weights, "--data.root", root, *settings], Path(folder))
         except (ValueError, FileNotFoundError, SystemExit):
             yield name, None
             continue
@@ -85,6 +88,7 @@ def _run(checkout: Path, operators: str | None, options: argparse.Namespace) -> 
     if operators:
         environment["DIO_OPS"] = operators
     command = [sys.executable, __file__, options.root, "--pairs", str(options.pairs), "--only", options.only, "--alone"]
+    command += ["--", *options.settings]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -97,9 +101,11 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=1, help="volumes of each method, default: %(default)s")
     parser.add_argument("--only", default="*", help="of these weights, such as '*riir*' (default: all)")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    options = parser.parse_args(given[:end], argparse.Namespace(settings=given[end + 1 :]))
     if options.alone:
-        print("\n" + json.dumps(dict(scored(options.root, options.pairs, options.only))))
+        print("\n" + json.dumps(dict(scored(options.root, options.pairs, options.only, options.settings))))
         return 0
     columns = {way: _run(REPOSITORY, way, options) for way in ("numba", "reference")}
     if options.against:
