@@ -85,7 +85,7 @@ def _sum(  # noqa: ANN202
 @jit
 def _worth(table, label, target, labels, inside):  # noqa: ANN001, ANN202
     """What a corner adds to the result: by its label, and by whether the fixed map has it."""
-    counts = inside & (label > 0)
+    counts = inside & (label > 0) & (label <= labels)
     at = tl.where(counts, label - 1, 0)
     own = tl.load(table + labels + at, counts, 0.0)
     return own + tl.load(table + at, counts & (label == target), 0.0)
