@@ -108,6 +108,11 @@ def main() -> int:
         print("\n" + json.dumps(dict(scored(options.root, options.pairs, options.only, options.settings))))
         return 0
     columns = {way: _run(REPOSITORY, way, options) for way in ("numba", "reference")}
+    if all(score is None for score in columns["numba"].values()):
+        given = " ".join(options.settings)
+        parser.error(
+            f"no weights are scored with --only {options.only!r} and settings {given!r}, expected some of WEIGHTS"
+        )
     if options.against:
         columns["before"] = _run(options.against, None, options)
     print("| weights | " + " | ".join(columns) + " | largest difference |\n|---|" + "---|" * (len(columns) + 1))

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from dio_lightning import ops
 from dio_lightning.fields import warp
 from dio_lightning.ops import match, match_blocks, match_numba, match_reference
 
@@ -160,3 +163,15 @@ assert numba.get_num_threads() == min({wanted}, numba.config.NUMBA_NUM_THREADS),
     environment |= {variable: str(wanted)} if variable else {}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-800:]
+
+
+def test_compiled_loops_close_over_numbers_alone() -> None:
+    """Numba's cache names a loop by what it closes over too: another function is another one in every process."""
+    pytest.importorskip("numba")
+    seen = 0
+    for file in sorted(Path(ops.__file__).parent.glob("*_kernels.py")):
+        for loop in vars(import_module(f"dio_lightning.ops.{file.stem}")).values():
+            for cell in getattr(getattr(loop, "py_func", None), "__closure__", None) or ():
+                assert isinstance(cell.cell_contents, bool | int | float | str), f"{file.name}: {loop}"
+                seen += 1
+    assert seen >= 4

@@ -87,10 +87,9 @@ class FeatureNetwork(FeaturePyramid):
     def _add(self, feature: Tensor, start: Tensor) -> Tensor:
         assert self.log_scale is not None
         scaled = start * self.log_scale.exp().view(-1, *[1] * (start.ndim - 2))
-        padded = F.pad(
-            scaled.movedim(1, -1), [0, self.channels - start.shape[1]]
-        )  # with channels last, as features are
-        return feature.float() + padded.movedim(-1, 1)
+        # channels last, as features are: sums of tensors that lie differently take three times as long
+        padded = F.pad(scaled.movedim(1, -1), [0, self.channels - start.shape[1]]).movedim(-1, 1)
+        return feature.float() + padded
 
 
 def _log_scale(scale: float | Sequence[float], channels: int) -> Tensor:

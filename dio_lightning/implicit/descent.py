@@ -40,7 +40,7 @@ class Adam(Solver):
 
     With a constant rate the steps do not become small where a minimum lies in a kink, as those of linearly interpolated
     images do: an image that differs in its last digit then ends a tenth of a voxel elsewhere. With `decay` 0.5 the rate
-    falls with the root of the steps taken, as subgradient methods ask for, and such images end at the same place.
+    falls with the root of the steps taken, as subgradient methods ask for, and such images end a tenth as far apart.
     """
 
     rate: float = 0.3

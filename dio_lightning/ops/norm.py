@@ -36,8 +36,7 @@ def group_norm(
     if x.requires_grad:
         return torch.group_norm(x, groups, weight, bias, eps)
     # torch 2.13's backward ends the process on CPUs for channels-last inputs that need no gradient
-    y = torch.group_norm(x.contiguous(), groups, weight, bias, eps)
-    return y.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    return torch.group_norm(x.contiguous(), groups, weight, bias, eps)
 
 
 def normalised(

@@ -3,10 +3,12 @@
 A bfloat16 is the upper half of a float32. Values are widened block by block, so that loops over them are SIMD loops.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
+
+from dio_lightning.ops.stencil_kernels import _copy
 
 _FAST = {"reassoc", "contract", "nsz"}
 _BLOCK = 2**10
@@ -17,12 +19,6 @@ BLOCKS = 32
 
 @njit
 def _widen(x, out):  # noqa: ANN001, ANN202
-    for i in range(len(x)):
-        out[i] = x[i]
-
-
-@njit
-def _widen_bits(x, out):  # noqa: ANN001, ANN202
     bits = out.view(np.uint32)
     for i in range(len(x)):
         bits[i] = np.uint32(x[i]) << np.uint32(16)
@@ -30,12 +26,6 @@ def _widen_bits(x, out):  # noqa: ANN001, ANN202
 
 @njit
 def _narrow(x, out):  # noqa: ANN001, ANN202
-    for i in range(len(x)):
-        out[i] = x[i]
-
-
-@njit
-def _narrow_bits(x, out):  # noqa: ANN001, ANN202
     """To the nearest, of two equally near ones to the even one; NaN stays NaN."""
     bits = x.view(np.uint32)
     for i in range(len(x)):
@@ -63,19 +53,22 @@ def _repeated(x, out):  # noqa: ANN001, ANN202
         out[i] = x[i % len(x)]
 
 
-def _compile_sums(widen: Callable) -> Callable:
+def _compile_sums(bits: bool) -> Any:  # noqa: ANN401
     @njit(parallel=True, cache=True)
-    def kernel(gradient, x, number, out):  # noqa: ANN001, ANN202
+    def kernel(gradient, x, step, number, out):  # noqa: ANN001, ANN202
         b, parts, _, c = out.shape
-        step = max(1, _BLOCK // c) * c
         for part in prange(b * parts):
             sample, at = part // parts, part % parts * step * BLOCKS
             bare, product = np.zeros(step, number.dtype), np.zeros(step, number.dtype)
             g, v = np.empty(step, number.dtype), np.empty(step, number.dtype)
             for first in range(at, min(at + step * BLOCKS, x.shape[1]), step):
                 n = min(step, x.shape[1] - first)
-                widen(gradient[sample, first : first + n], g)
-                widen(x[sample, first : first + n], v)
+                if bits:
+                    _widen(gradient[sample, first : first + n], g)
+                    _widen(x[sample, first : first + n], v)
+                else:
+                    _copy(gradient[sample, first : first + n], g)
+                    _copy(x[sample, first : first + n], v)
                 _add_products(g[:n], v[:n], bare, product)
             for i in range(step):
                 out[sample, part % parts, 0, i % c] += bare[i]
@@ -84,11 +77,10 @@ def _compile_sums(widen: Callable) -> Callable:
     return kernel
 
 
-def _compile_combined(widen: Callable, narrow: Callable) -> Callable:
+def _compile_combined(bits: bool) -> Any:  # noqa: ANN401
     @njit(parallel=True, cache=True)
-    def kernel(gradient, x, of_g, of_v, shift, out):  # noqa: ANN001, ANN202
-        b, c = of_g.shape
-        step = max(1, _BLOCK // c) * c
+    def kernel(gradient, x, step, of_g, of_v, shift, out):  # noqa: ANN001, ANN202
+        b = len(of_g)
         parts = (x.shape[1] + step * BLOCKS - 1) // (step * BLOCKS)
         for part in prange(b * parts):
             sample, at = part // parts, part % parts * step * BLOCKS
@@ -98,19 +90,25 @@ def _compile_combined(widen: Callable, narrow: Callable) -> Callable:
             _repeated(shift[sample], numbers[2])
             for first in range(at, min(at + step * BLOCKS, x.shape[1]), step):
                 n = min(step, x.shape[1] - first)
-                widen(gradient[sample, first : first + n], g)
-                widen(x[sample, first : first + n], v)
+                if bits:
+                    _widen(gradient[sample, first : first + n], g)
+                    _widen(x[sample, first : first + n], v)
+                else:
+                    _copy(gradient[sample, first : first + n], g)
+                    _copy(x[sample, first : first + n], v)
                 _combine(g[:n], v[:n], numbers[0], numbers[1], numbers[2])
-                narrow(g[:n], out[sample, first : first + n])
+                if bits:
+                    _narrow(g[:n], out[sample, first : first + n])
+                else:
+                    _copy(g[:n], out[sample, first : first + n])
 
     return kernel
 
 
-sums, sums_bits = _compile_sums(_widen), _compile_sums(_widen_bits)
-combined, combined_bits = _compile_combined(_widen, _narrow), _compile_combined(_widen_bits, _narrow_bits)
+sums, sums_bits = _compile_sums(False), _compile_sums(True)
+combined, combined_bits = _compile_combined(False), _compile_combined(True)
 
 
-def shares(values: int, channels: int) -> int:
-    """How many sums of their own a sample's values have."""
-    step = max(1, _BLOCK // channels) * channels
-    return -(-values // (step * BLOCKS))
+def whole(channels: int) -> int:
+    """Values of a block: as many whole voxels as fit, at least one."""
+    return max(1, _BLOCK // channels) * channels

@@ -11,11 +11,12 @@ from dio_lightning.ops.memory import empty_like
 
 def channel_sums(gradient: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Over the voxels of each channel the sums of g and of g x, each (b, c) in float64."""
-    parts = norm_kernels.shares(x[0].numel(), x.shape[1])
+    step = norm_kernels.whole(x.shape[1])
+    parts = -(-x[0].numel() // (step * norm_kernels.BLOCKS))
     out = torch.zeros(len(x), parts, 2, x.shape[1], dtype=torch.float64)
     kernel = norm_kernels.sums_bits if x.dtype == torch.bfloat16 else norm_kernels.sums
     _threads()
-    kernel(_rows(gradient.to(x.dtype)), _rows(x), np.zeros(1, _number(x)), out.numpy())
+    kernel(_rows(gradient.to(x.dtype)), _rows(x), step, np.zeros(1, _number(x)), out.numpy())
     bare, product = out.sum(1).unbind(1)
     return bare, product
 
@@ -26,7 +27,7 @@ def combined(gradient: Tensor, x: Tensor, of_gradient: Tensor, of_x: Tensor, shi
     out = empty_like(_last(x))
     kernel = norm_kernels.combined_bits if x.dtype == torch.bfloat16 else norm_kernels.combined
     _threads()
-    kernel(_rows(gradient.to(x.dtype)), _rows(x), *numbers, _array(out))
+    kernel(_rows(gradient.to(x.dtype)), _rows(x), norm_kernels.whole(x.shape[1]), *numbers, _array(out))
     return out.movedim(-1, 1)
 
 
