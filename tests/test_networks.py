@@ -8,6 +8,7 @@ from monai.networks.nets.voxelmorph import VoxelMorphUNet
 from torch import nn
 from torch.testing import assert_close
 
+from dio_lightning.features import UNet
 from dio_lightning.networks import VxmUNet, blocks, joining
 
 
@@ -129,7 +130,8 @@ def test_a_split_convolution_is_that_of_the_joined_channels(size) -> None:
         finer = finer.repeat_interleave(2, axis)
     expected = layer(torch.cat([finer, skip], 1))
     with torch.no_grad():
-        assert_close(joining.split(layer, coarse, skip), expected, rtol=1e-12, atol=1e-12)
+        weights = layer.weight[:, :3], layer.weight[:, 3:]
+        assert_close(joining.split(layer, coarse, skip, *weights), expected, rtol=1e-12, atol=1e-12)
     assert_close(joining.join(layer, coarse, skip), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -140,10 +142,54 @@ def test_a_network_computes_the_same_with_split_convolutions(size, monkeypatch) 
     split, calls = joining.split, []
     monkeypatch.setattr(joining, "LEAST", 1)
     monkeypatch.setattr(joining, "split", lambda *inputs: calls.append(None) or split(*inputs))
-    with torch.no_grad():
-        ours = network(x)
+    ours = _with_slopes(network, x)
     assert len(calls) == (1 if 23 in size else 2 if len(size) == 3 else 3)
-    assert_close(ours, network(x).detach(), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(joining, "LEAST", 2**20)
+    assert_close(ours, _with_slopes(network, x), rtol=1e-4, atol=1e-5)
+
+
+def _with_slopes(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What a network computes, all of it, and the slopes of its squares by its weights, as one vector of length 1."""
+    torch.manual_seed(0)
+    outputs = network(x)
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    slopes = torch.autograd.grad(sum(y.square().mean() for y in outputs), list(network.parameters()))
+    slope = torch.cat([y.flatten() for y in slopes])
+    return [*outputs, slope / slope.norm()]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [(32, 48), (16, 32, 16)])
+def test_features_are_trained_the_same_with_split_convolutions(size, precision, monkeypatch) -> None:
+    torch.manual_seed(0)
+    network = UNet(channels=4, levels=[4, 2, 1], spatial_dims=len(size), widths=(8, 8, 16), precision=precision)
+    x, split, calls = torch.rand(2, 1, *size), joining.split, []
+    monkeypatch.setattr(joining, "LEAST", 1)
+    monkeypatch.setattr(joining, "split", lambda *inputs: calls.append(None) or split(*inputs))
+    ours = _with_slopes(network, x)
+    assert len(calls) == 1, "of the coarser joint one group has channels of both"
+    with torch.no_grad():
+        whole = network(x)
+    assert len(calls) == 1, "published features keep their digits"
+    bound = 1e-4 if precision == "float32" or not blocks.computes_bfloat16() else 0.05
+    monkeypatch.setattr(joining, "LEAST", 2**20)
+    for mine, other in zip(ours, _with_slopes(network, x), strict=True):
+        assert (mine - other).norm() <= bound * other.norm()
+    for mine, other in zip(ours[: len(whole)], whole, strict=True):
+        assert (mine - other).norm() <= bound * other.norm()
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_what_comes_back_to_a_part_lies_as_it_does(last) -> None:
+    parts = [torch.rand(2, c, 3, 4, 5, dtype=torch.float64, requires_grad=True) for c in (2, 3)]
+    given = [blocks.channels_last(x) if last else x for x in parts]
+    joined = joining.beside(*given)
+    assert torch.equal(joined, torch.cat(given, 1))
+    of = torch.rand_like(joined)
+    for slope, expected in zip(torch.autograd.grad(joined, given, of), of.split([2, 3], 1), strict=True):
+        assert torch.equal(slope, expected)
+        assert not last or slope.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.autograd.gradgradcheck(joining.beside, [x[:1, :, :2, :2, :2].detach().requires_grad_() for x in given])
 
 
 @pytest.mark.parametrize("size", [(2, 3), (1, 2, 3)])

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from dio_lightning.features.blocks import double_conv, norm_conv
 from dio_lightning.features.learned import FeatureNetwork, Precision
 from dio_lightning.networks.blocks import conv, max_pool
-from dio_lightning.networks.joining import nearest
+from dio_lightning.networks.joining import join_normalised
 
 
 class UNet(FeatureNetwork):
@@ -71,6 +70,4 @@ class UNet(FeatureNetwork):
             if level == levels[-1]:
                 return features
             level //= 2
-            skip = skips.pop()
-            x = torch.cat([skip, nearest(x, skip.shape[2:])], 1)
-            x = self.decoder[str(level)](x)
+            x = join_normalised(self.decoder[str(level)], skips.pop(), x)

@@ -1,12 +1,16 @@
 """The convolution at which a decoder joins what comes from below with a skip, without the finer copy of the former."""
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import Function
+
+from dio_lightning import ops
+from dio_lightning.networks.blocks import channels_last
 
 SPLIT_ON_CUDA = False
 LEAST = 2**12
@@ -16,16 +20,57 @@ LEAST = 2**12
 def join(block: nn.Module, coarse: Float[Tensor, "b c *t"], skip: Float[Tensor, "b k *s"]) -> Float[Tensor, "b o *s"]:
     """A block of the nearest neighbours of `coarse` on the grid of `skip`, followed by the channels of `skip`.
 
-    Without a graph, on CPUs, a convolution of 3^d that starts the block is split: of the skip it is as ever, of the
-    nearest neighbours a transposed one of 4^d, which has 8/27 of the products in 3-D. Results differ by rounding.
+    On CPUs a convolution of 3^d that starts the block is split: of the skip it is as ever, of the nearest neighbours a
+    transposed one of 4^d, which has 8/27 of the products in 3-D. Results differ by rounding, so that one in 16 bits is
+    split in training alone.
     """
     convolution, *rest = _parts(block)
     if not _splits(convolution, coarse, skip):
-        return block(torch.cat([nearest(coarse, skip.shape[2:]), skip], 1))
-    x = split(convolution, coarse, skip)
-    for module in rest:
-        x = module(x)
-    return x
+        return block(beside(nearest(coarse, skip.shape[2:]), skip))
+    below, weight = coarse.shape[1], convolution.weight
+    return _through(rest, split(convolution, coarse, skip, weight[:, :below], weight[:, below:]))
+
+
+def join_normalised(
+    block: nn.Module, skip: Float[Tensor, "b k *s"], coarse: Float[Tensor, "b c *t"]
+) -> Float[Tensor, "b o *s"]:
+    """A normalisation and more of the channels of `skip`, followed by the nearest neighbours of `coarse`.
+
+    In training on CPUs it is split as in `join`, where no group has channels of both: neighbours that are repeated have
+    the moments of those that are not.
+    """
+    norm, convolution, *rest = _parts(block)
+    if not (torch.is_grad_enabled() and _whole_groups(norm, skip, coarse) and _splits(convolution, coarse, skip)):
+        return block(beside(skip, nearest(coarse, skip.shape[2:])))
+    above = skip.shape[1]
+    skip, coarse = _normalised(norm, skip, slice(above)), _normalised(norm, coarse, slice(above, None))
+    of_skip, of_coarse = convolution.weight[:, :above], convolution.weight[:, above:]
+    return _through(rest, split(convolution, coarse, skip, of_coarse, of_skip))
+
+
+def beside(*parts: Float[Tensor, "b _ *s"]) -> Float[Tensor, "b c *s"]:
+    """The channels of all parts, one after the other.
+
+    Where channels are last, what comes back to a part is a slice of whole voxels, which torch's kernels read several
+    times slower than a tensor of its own: it is copied once.
+    """
+    return torch.cat([_Apart.apply(x) if x.stride(1) == 1 else x for x in parts], 1)
+
+
+class _Apart(Function):
+    """The identity, whose gradient has its channels last, and nothing between its voxels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
+        return channels_last(gradients[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:  # noqa: ANN401
+        return tangents[0].view_as(tangents[0])
 
 
 def nearest(coarse: Float[Tensor, "b c *t"], size: Sequence[int]) -> Float[Tensor, "b c *s"]:
@@ -57,12 +102,17 @@ def _parts(block: nn.Module) -> list[nn.Module]:
     return [part for child in block for part in _parts(child)] if type(block) is nn.Sequential else [block]
 
 
-def split(layer: nn.Conv2d | nn.Conv3d, coarse: Tensor, skip: Tensor) -> Tensor:
-    """`join` by two convolutions, of a layer of 3^d on a grid of exactly twice the voxels."""
-    below = coarse.shape[1]
-    from_skip = layer._conv_forward(skip, layer.weight[:, below:], None)
+def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def split(layer: nn.Conv2d | nn.Conv3d, coarse: Tensor, skip: Tensor, of_coarse: Tensor, of_skip: Tensor) -> Tensor:
+    """`join` by two convolutions, of a layer of 3^d with these weights on a grid of exactly twice the voxels."""
+    from_skip = layer._conv_forward(skip, of_skip, None)
     transposed = F.conv_transpose2d if coarse.ndim == 4 else F.conv_transpose3d
-    return transposed(coarse, doubled(layer.weight[:, :below]), layer.bias, stride=2, padding=1).add_(from_skip)
+    return transposed(coarse, doubled(of_coarse), layer.bias, stride=2, padding=1).add_(from_skip)
 
 
 def doubled(weight: Float[Tensor, "o c *k"]) -> Float[Tensor, "c o *l"]:
@@ -77,10 +127,26 @@ def doubled(weight: Float[Tensor, "o c *k"]) -> Float[Tensor, "c o *l"]:
     return kernel
 
 
+def _normalised(norm: nn.GroupNorm, x: Tensor, channels: slice) -> Tensor:
+    """Some of the channels of a normalisation, whole groups."""
+    groups = norm.num_groups * x.shape[1] // norm.num_channels
+    return ops.group_norm(x, groups, norm.weight[channels], norm.bias[channels], norm.eps)
+
+
+def _whole_groups(norm: nn.Module, *parts: Tensor) -> TypeGuard[nn.GroupNorm]:
+    """Whether this is a normalisation with weights whose groups lie in one part each."""
+    if not isinstance(norm, nn.GroupNorm) or not norm.affine:
+        return False
+    return all(x.shape[1] * norm.num_groups % norm.num_channels == 0 for x in parts)
+
+
 def _splits(layer: nn.Module, coarse: Tensor, skip: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Whether `split` is right, and faster."""
     if not isinstance(layer, nn.Conv2d | nn.Conv3d) or set(layer.kernel_size) != {3} or set(layer.stride) != {1}:
         return False
-    plain = (coarse.device.type == "cpu" and not torch.is_autocast_enabled("cpu")) or (coarse.is_cuda and SPLIT_ON_CUDA)
-    plain = plain and not torch.is_grad_enabled()
-    return plain and _twice(coarse.shape[2:], skip.shape[2:]) and coarse[0, 0].numel() >= LEAST
+    if not _twice(coarse.shape[2:], skip.shape[2:]) or coarse[0, 0].numel() < LEAST:
+        return False
+    if coarse.is_cuda:
+        return SPLIT_ON_CUDA and not torch.is_grad_enabled()
+    rounded = torch.is_autocast_enabled("cpu")
+    return coarse.device.type == "cpu" and (not rounded or (torch.is_grad_enabled() and min(coarse.shape[2:]) > 3))

@@ -51,12 +51,7 @@ def match_adjoint(
         *(t.numpy() for t in (f, m, w, of_value.detach().contiguous(), v, of_fixed, of_moving, of_u))
     )
     of_moving = of_moving[0] if len(of_moving) == 1 else of_moving.sum(0)
-    shape = fixed.shape
-    return (
-        of_fixed.movedim(-1, 1).reshape(shape),
-        of_moving.movedim(-1, 1).reshape(shape),
-        _lower(of_u[:, 3 - u.shape[1] :], u),
-    )
+    return _drop(of_fixed, u), _drop(of_moving, u), _lower(of_u[:, 3 - u.shape[1] :], u)
 
 
 def _threads() -> int:
@@ -78,6 +73,12 @@ def _lift(features: Tensor) -> Tensor:
     if features.ndim == 4:
         features = features[:, :, None]
     return features.detach().movedim(1, -1).contiguous()
+
+
+def _drop(features: Tensor, u: Tensor) -> Tensor:
+    """The inverse of `_lift`; a stride of a single sample is that of many, by which torch sees how features lie."""
+    features = features[:, 0] if u.ndim == 4 else features
+    return features.movedim(-1, 1)
 
 
 def _lift_field(u: Tensor) -> Tensor:

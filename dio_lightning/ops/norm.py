@@ -60,14 +60,12 @@ def normalised(
 def variances(x: Tensor) -> Tensor:
     """Unbiased variance over the voxels of each channel of (b, c, *s), (b, c); of one voxel 0. Differentiable.
 
-    Where a slope is recorded on a CPU, in pieces that fit into its cache: torch's takes ten times as long where
-    channels are last. Without one its digits stay torch's, from which published scores were solved.
+    On a CPU in pieces that fit into its cache: torch's takes ten times as long where channels are last.
     """
     flat = x.flatten(2)
-    plain = flat.is_cuda or not (torch.is_grad_enabled() and x.requires_grad)
-    if plain or flat.shape[2] < 2 or tangents(x):
-        return flat.var(2) if flat.shape[2] > 1 else torch.zeros_like(flat[:, :, 0])
-    return _Variances.apply(flat)
+    if flat.shape[2] < 2:
+        return torch.zeros_like(flat[:, :, 0])
+    return flat.var(2) if flat.is_cuda or tangents(x) else _Variances.apply(flat)
 
 
 def _many(x: Tensor, groups: int) -> bool:
