@@ -43,6 +43,7 @@ FLOORS: dict[str, float] = {
     "dio_lightning.landscape": 6,
     "dio_lightning.loaded": 6,
     "dio_lightning.headers": 0,
+    "dio_lightning.intensities": 0,
     "dio_lightning.volume_files": 1,
     "dio_lightning.checkpoint_files": 0,
     "dio_lightning.checkpoints": 6,

@@ -13,8 +13,8 @@ from miniature import SHAPE, change_json, image, oasis, write, write_case
 from scipy.ndimage import gaussian_filter
 
 from data_modules import Learn2Reg, PairsCSV, SubjectsCSV
-from data_modules.checking.headers import same_grid
 from data_modules.preparation.labels import chosen_labels
+from dio_lightning.fields.placing import same_grid
 from dio_lightning.headers import read_header
 
 SIZE = (32, 36, 28)
@@ -80,7 +80,7 @@ def test_the_sform_wins_in_every_command(tmp_path: Path, command, capsys, rows, 
         volume.header.set_sform(sform, 2)
         volume.header["pixdim"][1:4] = 2
         nib.save(volume, path)
-        assert same_grid(read_header(path).affine, sform)
+        assert same_grid(SIZE, read_header(path).affine, SIZE, sform)
     batch = first(PairsCSV(str(table)))
     assert torch.allclose(batch["affine"][0], torch.from_numpy(sform), rtol=1e-6) and "moving_affine" not in batch
     command("test", *IDENTITY, "--data", "PairsCSV", "--data.csv", table, "--trainer.default_root_dir", tmp_path / "t")
@@ -294,7 +294,7 @@ def test_an_atlas_alone_may_have_labels(tmp_path: Path, command) -> None:
     command("predict", *IDENTITY, "--data", "PairsCSV", "--data.csv", table, "--trainer.default_root_dir", tmp_path)
     (written,) = (tmp_path / "predictions").glob("label_*.nii.gz")
     header = read_header(written)
-    assert header.dtype == np.int16 and same_grid(header.affine, GRID)
+    assert header.dtype == np.int16 and same_grid(header.shape, header.affine, header.shape, GRID)
     np.testing.assert_array_equal(header.values(), phantom(SHIFT)[1])
 
 

@@ -12,6 +12,8 @@ from scipy.ndimage import map_coordinates
 from data_modules import PairsCSV
 from dio_lightning.callbacks import FieldWriter
 from dio_lightning.callbacks.volumes import save_volume, warped_file
+from dio_lightning.fields import on_moving_grid
+from dio_lightning.fields.placing import same_grid
 from dio_lightning.headers import Unreadable, read_header
 
 SIZE = (9, 11, 8)
@@ -38,6 +40,15 @@ def expected(path, u, affine):
     return map_coordinates(header.values().astype(float), there, order=1, mode="nearest")
 
 
+def carried(path, u, affine=FIXED, size=None):
+    """What the writer asks for: the pair says whether the file lies on another grid than u."""
+    header, u = read_header(path), torch.as_tensor(u)
+    pair = {"affine": torch.from_numpy(affine)[None]}
+    if not same_grid(header.shape, header.affine, header.shape, affine):
+        pair["moving_affine"] = torch.from_numpy(header.affine)[None]
+    return warped_file(on_moving_grid(u[None].double(), pair)[0], path, size or header.shape)
+
+
 TYPES = ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64", ">i2", ">f4"]
 
 
@@ -50,7 +61,7 @@ def test_a_warped_file_has_the_type_and_the_values_of_the_moving_one(tmp_path, d
     values = rng.uniform(low, high, (10, 12, 9) if moving is MOVING else SIZE).astype(dtype)
     path = stored(tmp_path / "moving.nii.gz", values, moving)
     u = rng.normal(size=(3, *SIZE)).astype(np.float32)
-    array, header = warped_file(torch.from_numpy(u), path, FIXED)
+    array, header = carried(path, u)
     save_volume(tmp_path / "warped.nii.gz", array, FIXED, header.scale)
     found = nib.load(tmp_path / "warped.nii.gz")
     assert found.get_data_dtype() == np.dtype(dtype).newbyteorder("=") and found.shape == SIZE
@@ -65,7 +76,7 @@ def test_the_scale_of_the_moving_file_is_kept(tmp_path, scale):
     values = np.random.default_rng(1).integers(-2000, 2000, SIZE).astype(np.int16)
     path = stored(tmp_path / "moving.nii.gz", values, scale=scale)
     u = np.full((3, *SIZE), 0.3, np.float32)
-    array, header = warped_file(torch.from_numpy(u), path, FIXED)
+    array, header = carried(path, u)
     assert array.dtype == np.int16
     save_volume(tmp_path / "warped.nii.gz", array, FIXED, header.scale)
     found = read_header(tmp_path / "warped.nii.gz")
@@ -81,7 +92,7 @@ def test_an_identity_gives_back_every_value_exactly(tmp_path):
         np.random.default_rng(0).normal(size=SIZE),
     ):
         path = stored(tmp_path / "moving.nii.gz", values)
-        array, _ = warped_file(torch.zeros(3, *values.shape), path, FIXED)
+        array, _ = carried(path, torch.zeros(3, *values.shape))
         np.testing.assert_allclose(array, values, rtol=1e-12, atol=1e-14)
         if values.dtype.kind != "f":
             np.testing.assert_array_equal(array, values)
@@ -92,13 +103,13 @@ def test_two_axes_and_other_formats(tmp_path):
     affine = np.diag([2.0, -1.5, 1, 1])
     path = stored(tmp_path / "flat.nii.gz", flat, affine)
     u = np.random.default_rng(1).normal(size=(2, 9, 7)).astype(np.float32)
-    array, _ = warped_file(torch.from_numpy(u), path, affine)
+    array, _ = carried(path, u, affine)
     assert array.shape == (9, 7, 1)
     np.testing.assert_allclose(array[..., 0], expected(path, u, affine), atol=0.5 + 1e-6)
     values = np.random.default_rng(2).uniform(0, 255, SIZE).astype(np.uint8)
     nib.save(nib.MGHImage(values, MOVING), tmp_path / "moving.mgz")
     u = np.zeros((3, *SIZE), np.float32)
-    array, _ = warped_file(torch.from_numpy(u), tmp_path / "moving.mgz", FIXED)
+    array, _ = carried(tmp_path / "moving.mgz", u)
     assert array.dtype == np.uint8
     np.testing.assert_allclose(array, expected(tmp_path / "moving.mgz", u, FIXED), atol=0.5 + 1e-6)
 
@@ -106,10 +117,13 @@ def test_two_axes_and_other_formats(tmp_path):
 def test_what_is_no_image_of_the_pair_is_refused(tmp_path):
     path = stored(tmp_path / "complex.nii.gz", np.zeros(SIZE, np.complex64))
     with pytest.raises(Unreadable, match=r"complex.nii.gz holds complex64 in 3 dimensions, expected real numbers in 3"):
-        warped_file(torch.zeros(3, *SIZE), path, FIXED)
+        carried(path, torch.zeros(3, *SIZE))
     path = stored(tmp_path / "flat.nii.gz", np.zeros((4, 5), np.float32))
     with pytest.raises(Unreadable, match="in 2 dimensions"):
-        warped_file(torch.zeros(3, *SIZE), path, FIXED)
+        carried(path, torch.zeros(3, *SIZE))
+    path = stored(tmp_path / "other.nii.gz", np.zeros(SIZE, np.float32))
+    with pytest.raises(Unreadable, match=r"other.nii.gz has shape 9x11x8, expected 9x11x9 as in its pair"):
+        carried(path, torch.zeros(3, *SIZE), size=(9, 11, 9))
 
 
 @pytest.mark.parametrize("unit", ["mm", "micron", "meter"])

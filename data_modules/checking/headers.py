@@ -12,10 +12,8 @@ from data_modules.checking.landmarks import read_points
 from data_modules.checking.places import apart
 from data_modules.layout import Case, CasePair
 from dio_lightning.errors import times
+from dio_lightning.fields.placing import corners_apart, same_grid
 from dio_lightning.headers import Header, Unreadable, read_header
-
-SAME_GRID = 0.01
-"""Affines are equal where no entry differs by more than this share of a voxel's shortest edge."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +126,6 @@ def check_counts(moving: Path, count: int, fixed: Path, expected: int, findings:
         findings.error(moving, f"has {count} landmarks, expected {expected} as in {fixed}, with which it is paired")
 
 
-def same_grid(affine: NDArray[np.float64], reference: NDArray[np.float64]) -> bool:
-    """Whether two affines (4, 4) lay a voxel at one place, to a hundredth of the reference's voxel."""
-    voxel = np.linalg.norm(reference[:3, :3], axis=0).min()
-    return bool(np.abs(affine - reference).max() <= SAME_GRID * voxel)
-
-
 def swapped(shape: Sequence[int], expected: Sequence[int]) -> str:
     """What to add to a sentence if a shape has the expected extents in another order; else nothing."""
     if tuple(shape) == tuple(expected) or sorted(shape) != sorted(expected):
@@ -148,8 +140,9 @@ def _on_grid(header: Header, image: Header, affines: bool, findings: Findings) -
         expected = f"expected {times(image.shape)} as in {image.path}{swapped(header.shape, image.shape)}"
         findings.error(header.path, f"has shape {times(header.shape)}, {expected}")
         return False
-    if affines and not same_grid(header.affine, image.affine):
-        findings.error(header.path, f"has the affine {_rows(header)}, expected {_rows(image)} as in {image.path}")
+    if affines and not same_grid(header.shape, header.affine, image.shape, image.affine):
+        expected = f"expected {_rows(image)} as in {image.path} ({_away(header, image)})"
+        findings.error(header.path, f"has the affine {_rows(header)}, {expected}")
         return False
     return True
 
@@ -185,8 +178,9 @@ def _paired(moving: Header, fixed: Header, asked: Asked, findings: Findings) -> 
     elif asked.common_grid and moving.shape != fixed.shape:
         hint = swapped(moving.shape, fixed.shape)
         findings.error(moving.path, f"has shape {times(moving.shape)}, expected {times(fixed.shape)} {as_fixed}{hint}")
-    elif asked.affines and asked.common_grid and not same_grid(moving.affine, fixed.affine):
-        findings.error(moving.path, f"lies on another grid ({_place(moving)}), expected ({_place(fixed)}) {as_fixed}")
+    elif asked.affines and asked.common_grid and not same_grid(moving.shape, moving.affine, fixed.shape, fixed.affine):
+        expected = f"expected ({_place(fixed)}) {as_fixed} ({_away(moving, fixed)})"
+        findings.error(moving.path, f"lies on another grid ({_place(moving)}), {expected}")
     elif asked.affines and not asked.common_grid and apart(moving, fixed):
         sentence = f"({_place(moving)}) and {fixed.path} ({_place(fixed)}), with which it is paired, do not overlap"
         findings.error(moving.path, f"{sentence} in world coordinates, expected images of one place")
@@ -195,6 +189,11 @@ def _paired(moving: Header, fixed: Header, asked: Asked, findings: Findings) -> 
 def _place(header: Header) -> str:
     spacing = times([round(float(edge), 3) for edge in header.spacing])
     return f"{header.axes}, {spacing} mm, origin {np.round(header.affine[:3, 3], 1).tolist()}"
+
+
+def _away(one: Header, two: Header) -> str:
+    """How far apart two grids of one size lie, which rounded numbers may not show."""
+    return f"a corner is {corners_apart(one.shape, one.affine, two.affine):.3g} voxels away"
 
 
 def _rows(header: Header) -> str:

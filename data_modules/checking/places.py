@@ -1,10 +1,9 @@
 """Where two images lie in the world."""
 
-from itertools import product
-
 import numpy as np
 from numpy.typing import NDArray
 
+from dio_lightning.fields.placing import corners
 from dio_lightning.headers import Header
 
 
@@ -16,15 +15,10 @@ def apart(one: Header, two: Header) -> bool:
     """
     d = one.dimension
     relation = np.linalg.solve(two.affine, one.affine)
-    corners = [_corners(header.shape) for header in (one, two)]
+    first, second = (corners(header.shape, 0.5)[:d].T for header in (one, two))
     edges = relation[:d, :d]
-    corners[0] = corners[0] @ edges.T + relation[:d, 3]
-    return any(_separates(axis, *corners) for axis in _axes(edges))
-
-
-def _corners(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """The outer corners of the voxels of a grid, (2^d, d)."""
-    return np.array(list(product(*((-0.5, extent - 0.5) for extent in shape))))
+    first = first @ edges.T + relation[:d, 3]
+    return any(_separates(axis, first, second) for axis in _axes(edges))
 
 
 def _axes(edges: NDArray) -> list[NDArray[np.float64]]:

@@ -91,6 +91,10 @@ def ranges(facts: Sequence[Facts], asked: Asked, findings: Findings) -> None:
 
 def _normalisation(path: Path, limits: tuple[float, float, float, float], asked: Asked, findings: Findings) -> None:
     least, low, high, largest = limits
+    sparse = not high > low
+    if sparse and asked.normalise == "percentile":
+        sentence = f"is {low:g} at 0.5 % of its voxels as at 99.5 %"
+        findings.note(path, f"{sentence}: `percentile` takes its least value {least:g} and its largest {largest:g}")
     if asked.clip is not None:
         return
     if least < HOUNSFIELD[0] and largest > HOUNSFIELD[1]:
@@ -99,8 +103,8 @@ def _normalisation(path: Path, limits: tuple[float, float, float, float], asked:
     elif asked.normalise == "max" and largest - least > 2 * FAR * (high - low) > 0:
         sentence = f"has its largest value {largest:g} far above its 99.5 % value {high:g}"
         findings.warning(path, f"{sentence}: `--data.normalise percentile` keeps contrast")
-    elif asked.normalise == "none" and high > 10:
-        findings.warning(path, f"has values up to {high:g} and is not normalised: networks expect about 0 to 1")
+    elif asked.normalise == "none" and (top := largest if sparse else high) > 10:
+        findings.warning(path, f"has values up to {top:g} and is not normalised: networks expect about 0 to 1")
 
 
 def most(values: Sequence) -> Any:  # noqa: ANN401

@@ -28,4 +28,7 @@ class PairList(Dataset):
         sample = self.subjects.pair(*self.pairs[index])
         if not self.common or "moving_affine" not in sample:
             return sample
-        return {key: cast(Sequence, value)[0] for key, value in on_one_grid(collate([sample])).items()}
+        common = {key: cast(Sequence, value)[0] for key, value in on_one_grid(collate([sample])).items()}
+        # on the fixed grid it is the volume of no file any more
+        common.pop("moving_file", None)
+        return common

@@ -11,7 +11,7 @@ from monai.transforms.transform import Transform
 
 from data_modules.base import Sample
 from data_modules.checking.findings import Findings, watched
-from data_modules.checking.headers import Asked, check_counts, same_grid
+from data_modules.checking.headers import Asked, check_counts
 from data_modules.checking.volumes import read_case
 from data_modules.layout import Case, CasePair, unique_cases
 from data_modules.preparation.caching import Cache, Stamp, Store, cache_folder, cache_mode, content_key, stamp
@@ -20,6 +20,7 @@ from data_modules.preparation.labels import large_labels, without_small
 from data_modules.preparation.remembering import Facts, Subject, check_inside, facts_of
 from data_modules.preparation.transforms import Normalise, carried, preparing, tensors
 from dio_lightning.errors import times
+from dio_lightning.fields.placing import corners_apart, same_grid
 
 
 class Subjects:
@@ -214,11 +215,11 @@ class Subjects:
         one, two = self._facts[fixed], self._facts[moving]
         if fixed.keypoints and moving.keypoints:
             check_counts(moving.keypoints, two.landmarks, fixed.keypoints, one.landmarks, findings)
-        if one.shape == two.shape and same_grid(two.affine.numpy(), one.affine.numpy()):
+        places = one.affine.numpy(), two.affine.numpy()
+        if same_grid(one.shape, places[0], two.shape, places[1]):
             return False
         if self.asked.common_grid:
-            sentence = (
-                f"lies on another grid ({times(two.shape)}) than {fixed.image} ({times(one.shape)}) once prepared"
-            )
-            findings.error(moving.image, f"{sentence}, expected one grid: set common_grid to false")
+            away = f", a corner {corners_apart(one.shape, *places):.3g} voxels away" if one.shape == two.shape else ""
+            sentence = f"lies on another grid ({times(two.shape)}{away}) than {fixed.image} ({times(one.shape)})"
+            findings.error(moving.image, f"{sentence} once prepared, expected one grid: set common_grid to false")
         return True

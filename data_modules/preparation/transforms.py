@@ -14,13 +14,13 @@ from monai.transforms.intensity.dictionary import (
     MaskIntensityd,
     ScaleIntensityd,
     ScaleIntensityRanged,
-    ScaleIntensityRangePercentilesd,
 )
 from monai.transforms.transform import Transform
 from monai.transforms.utility.dictionary import EnsureTyped, Lambdad
 from torch import Tensor
 
 from data_modules.checking.volumes import CaseVolumes
+from dio_lightning.intensities import between, limits
 
 Normalise = Literal["max", "percentile", "window", "none"]
 
@@ -45,9 +45,10 @@ def preparing(
     """Checked volumes to what training sees: image in [0, 1] float32, label int16, mask uint8, spacing and affine.
 
     `extra` comes first: MONAI's dictionary transforms of the keys image, label and mask, which may change the grid.
-    `max` maps the least and largest value to 0 and 1, `percentile` those of 0.5 % and 99.5 %, `window` the two values
-    of `clip`; `none` leaves intensities. `clip` limits them before. With `mask_images` the image is 0 outside its mask
-    in the end.
+    `max` maps the least and largest value to 0 and 1, `percentile` those of 0.5 % and 99.5 % or, where these are equal,
+    the least and largest, `window` the two values of `clip`; `none` leaves intensities. `max` and `percentile` make 0
+    of an image that `extra` left constant. `clip` limits intensities before. With `mask_images` the image is 0 outside
+    its mask in the end.
     """
     steps: list = [*extra, _Grid()]
     if normalise == "window" and clip is not None:
@@ -57,7 +58,7 @@ def preparing(
     if normalise == "max":
         steps.append(ScaleIntensityd("image", minv=0.0, maxv=1.0))
     elif normalise == "percentile":
-        steps.append(ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True))
+        steps.append(_Percentiles())
     if mask_images:
         steps.append(MaskIntensityd("image", mask_key="mask"))
     steps += [
@@ -87,6 +88,14 @@ class _Grid(Transform):
         rows = len(stored) - 1
         affine[:rows, :rows], affine[:rows, 3] = stored[:rows, :rows], stored[:rows, rows]
         return {**data, "spacing": affine[:3, :d].norm(dim=0).float(), "affine": affine}
+
+
+class _Percentiles(Transform):
+    """Intensities to [0, 1], whatever share of the voxels has any (`intensities.limits`)."""
+
+    def __call__(self, data: dict[str, MetaTensor]) -> dict[str, Tensor]:
+        image = data["image"]
+        return {**data, "image": between(image, *limits(image.detach().cpu().numpy()))}
 
 
 def _binary(mask: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class FieldWriter(BasePredictionWriter):
         """Write the pairs of a batch; `prediction` is the displacement (b, d, *s)."""
         u: Tensor = prediction.detach().float()
         folder = self.folder(trainer)
-        files = batch.get("moving_file") if "affine" in batch else None
+        files = batch.get("moving_file")
         moved = warp(batch["moving"].to(u), on_moving_grid(u, batch)) if self.warped and files is None else None
         for sample in range(len(u)):
             index = batch_indices[sample] if batch_indices else batch_idx * len(u) + sample
@@ -131,7 +131,8 @@ class FieldWriter(BasePredictionWriter):
             if moved is not None:
                 save_volume(folder / f"warped_{name}.nii.gz", as_volume(moved[sample])[..., 0], affine)
             elif files is not None and self.warped:
-                values, header = warped_file(u[sample], Path(files[sample]), affine)
+                v = on_moving_grid(u[sample : sample + 1].cpu().double(), one_pair(batch, sample))[0]
+                values, header = warped_file(v, Path(files[sample]), batch["moving"].shape[2:])
                 save_volume(folder / f"warped_{name}.nii.gz", values, affine, header.scale)
 
     def _save_field(self, stem: Path, u: Tensor, affine: NDArray[np.float64]) -> None:

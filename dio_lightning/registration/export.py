@@ -20,8 +20,6 @@ ALLOWED = 0.5
 """Percent of the moving image's range by which the two warped images may differ on average."""
 MISSED = 0.01
 """Millimetres by which points may differ."""
-PLACED = 0.01
-"""Voxels by which an image may lie elsewhere for SimpleITK."""
 POINTS = 64
 MARGIN = 1.0
 """Voxels to the border of both images, beyond which tools differ in what lies beside an image."""
@@ -69,7 +67,7 @@ def check_export(result: "Registration", transform: Path, warped: Path) -> Mappi
     missed = _points(result, read)
     passed = mean <= ALLOWED and missed <= MISSED
     scans = zip((result.fixed, result.moving), images, strict=True)
-    moved = [scan.name for scan, image in scans if not _grid(image).like(scan.grid, PLACED)]
+    moved = [scan.name for scan, image in scans if not _grid(image).like(scan.grid)]
     about = f"differs by {mean:.3g} % of the range on average and {largest:.3g} % at most, points by {missed:.2g} mm"
     if not passed:
         about += f", expected at most {ALLOWED} % and {MISSED} mm"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dio_lightning.headers import Header, header_of, read_header
+from dio_lightning.intensities import between, limits
 from dio_lightning.registration.images import check_header, checked_values
 from dio_lightning.transforms import ImageGrid
 
@@ -93,17 +94,13 @@ class Scan:
 
     @cached_property
     def normalised(self) -> Float[Tensor, "1 1 *s"]:
-        """Intensities between 0 and 1: from the 0.5 % to the 99.5 % quantile of the values above the least.
+        """Intensities between 0 and 1: from the 0.5 % quantile to the 99.5 % quantile of the values above it.
 
-        Of a masked scan the values that count say which those are.
+        Those are the least and the largest value where nothing lies between (`intensities.limits`). Of a masked scan
+        the values that count say which they are.
         """
         flat = (self.values.flatten() if self.mask is None else self.values[self.mask]).numpy()
-        low = float(np.quantile(flat, 0.005))
-        inside = flat[flat > low]
-        high = float(np.quantile(inside if len(inside) else flat, 0.995))
-        if not high > low:
-            low, high = float(flat.min()), float(flat.max())
-        return ((self.values - low) / (high - low)).clamp(0, 1)
+        return between(self.values, *limits(flat, foreground=True))
 
 
 def _checked(values: NDArray, name: str, contrast: bool) -> Float[Tensor, "1 1 *s"]:

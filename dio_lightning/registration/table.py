@@ -142,7 +142,7 @@ def _faults(fixed: Any, moving: Any, options: argparse.Namespace) -> Iterator[st
                 yield user_message(error) or str(error)
                 continue
             image = headers.setdefault(str(case.image), header) if kind == "image" else headers.get(str(case.image))
-            if image is not None and not ImageGrid.of(header).like(ImageGrid.of(image), 0.01):
+            if image is not None and not ImageGrid.of(header).like(ImageGrid.of(image)):
                 yield f"{path} lies on another grid than {case.image}, expected the same voxels"
         if case.keypoints is not None and str(case.image) in headers:
             yield from _read_points(case, headers[str(case.image)].shape)[1]

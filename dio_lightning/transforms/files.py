@@ -7,6 +7,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 
 from dio_lightning.fields.files import Stored, read_displacement, stored
+from dio_lightning.fields.placing import EXACT
 from dio_lightning.files import replacing
 from dio_lightning.headers import Header, Unreadable
 from dio_lightning.transforms import fsl, itk_files
@@ -93,7 +94,7 @@ def write_transform(
     elif ending in NIFTI:
         grid = _own_grid(chain, fixed, path)
         only = chain.links[0] if len(chain.links) == 1 else None
-        itself = isinstance(only, Field) and only.grid.like(grid)
+        itself = isinstance(only, Field) and only.grid.like(grid, EXACT)
         itk_files.write_field(path, cast(Field, only) if itself else Field.of(chain, grid))
     else:
         write = (

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dio_lightning.errors import times
 from dio_lightning.fields import sample
+from dio_lightning.fields.placing import EXACT
 from dio_lightning.transforms.base import Inverse, Transform
 from dio_lightning.transforms.inversion import inverse_displacement, origins
 from dio_lightning.transforms.world import ImageGrid, checked_affine, to_world
@@ -119,7 +120,7 @@ class Field(Transform):
 
     def at(self, grid: ImageGrid) -> Float[Tensor, "3 *s"]:
         """The same at the voxels of a grid; nothing is interpolated where it is the field's own."""
-        return grid.points() + self.displacement if self.grid.like(grid) else super().at(grid)
+        return grid.points() + self.displacement if self.grid.like(grid, EXACT) else super().at(grid)
 
     def origins(self, points: Float[Tensor, "3 *t"]) -> Float[Tensor, "3 *t"]:
         """The points x with x + v(x) = y; where v folds there are several, and one is taken."""

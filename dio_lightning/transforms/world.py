@@ -10,10 +10,8 @@ from torch import Tensor
 
 from dio_lightning.errors import times
 from dio_lightning.fields import identity
+from dio_lightning.fields.placing import SAME_GRID, same_grid
 from dio_lightning.headers import Header
-
-ALIKE = 1e-4
-"""Voxels by which two grids may differ and still be one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,11 +82,9 @@ class ImageGrid:
         # rounding must not put the edge of the last voxels outside
         return ((at >= -0.5 - 1e-9) & (at <= column(np.array(self.size) - 0.5 + 1e-9, at))).all(0)
 
-    def like(self, other: "ImageGrid", tolerance: float = ALIKE) -> bool:
-        """Whether both have the same voxels at the same places, to this many voxels."""
-        if self.size != other.size:
-            return False
-        return float((self.corners - other.corners).abs().max()) <= tolerance * float(self.spacing.min())
+    def like(self, other: "ImageGrid", tolerance: float = SAME_GRID) -> bool:
+        """Whether both have the same voxels at the same places, to this many voxels (`placing.same_grid`)."""
+        return same_grid(self.size, self.affine, other.size, other.affine, tolerance)
 
 
 def to_world(voxels: Float[Tensor, "d *t"], affine: NDArray) -> Float[Tensor, "3 *t"]:
