@@ -44,7 +44,8 @@ class DIO(IterativeModule):
             objective it trains alone, and training solves nothing.
         anatomy_weight: its weight beside the objective.
         symmetric: every training step registers its pairs both ways; the features are computed once.
-        consistency: weight of `inverse_consistency` of the two ways beside the objective, at every level.
+        consistency: weight of `inverse_consistency` of the two ways beside the objective, at every level, in training:
+            validation solves one way, and its loss is that of the objective whatever this weight is.
         level_weights: what the objective counts for at each level, coarse to fine; the mean over the open levels by
             default.
         voxel, max_voxel: see `RegistrationModule`.
@@ -184,16 +185,16 @@ class DIO(IterativeModule):
             pyramids = Pyramids([torch.cat(x) for x in sides], [torch.cat(x[::-1]) for x in sides], pyramids.grids)
             work = both_ways(work)
         solutions = self.layer(*pyramids, work)
-        terms = self._terms(work, solutions)
+        terms = self._terms(work, solutions, self.symmetric)
         for value in features.values():
             terms["loss"] = terms["loss"] + self.anatomy_weight * value
         return terms | features, solutions
 
-    def _terms(self, pair: Pair, solutions: Sequence[Solution]) -> dict[str, Tensor]:
-        """The objective's terms, averaged over the open levels by their weights."""
+    def _terms(self, pair: Pair, solutions: Sequence[Solution], twofold: bool = False) -> dict[str, Tensor]:
+        """The objective's terms, averaged over the open levels by their weights; of a pair that is `both_ways` more."""
         assert self.objective is not None
         levels = [self.objective(at_size(pair, s.value.shape[2:]), s.value) for s in solutions]
-        if self.consistency:
+        if self.consistency and twofold:
             for terms, solution in zip(levels, solutions, strict=True):
                 terms["consistency"] = inverse_consistency(*solution.value.chunk(2))
                 terms["loss"] = terms["loss"] + self.consistency * terms["consistency"]
