@@ -20,13 +20,18 @@ Sample = dict[str, Any]
 
 
 def collate(samples: Sequence[Sample]) -> Pair:
-    """Samples to one batch, with the keys that all of them have.
+    """Samples to one batch.
+
+    A sample whose images lie on one grid has no `moving_affine`; beside one that has, its own is its `affine`.
 
     Raises:
-        ValueError: if they differ in shape (another grid, another number of landmarks).
+        ValueError: if they differ in shape (another grid, another number of landmarks), or one has what another lacks.
     """
+    if any("moving_affine" in sample for sample in samples):
+        samples = [x | {"moving_affine": x.get("moving_affine", x["affine"])} if "affine" in x else x for x in samples]
     first, batch = samples[0], {}
-    for key in [k for k in first if all(k in sample for sample in samples)]:
+    _check_alike(samples)
+    for key in first:
         values = [sample[key] for sample in samples]
         if not isinstance(first[key], Tensor):
             batch[key] = values
@@ -39,6 +44,18 @@ def collate(samples: Sequence[Sample]) -> Pair:
                 )
         batch[key] = torch.stack(values)
     return cast(Pair, batch)
+
+
+def _check_alike(samples: Sequence[Sample]) -> None:
+    """Raises ValueError if one has what another lacks: dropped, it would be missing in a loss or a score unseen."""
+    for sample in samples[1:]:
+        for one, other in ((samples[0], sample), (sample, samples[0])):
+            if lacking := [key for key in one if key not in other]:
+                has, lacks = (f"{pair.get('fixed_id')} with {pair.get('moving_id')}" for pair in (one, other))
+                raise ValueError(
+                    f"two pairs cannot share a batch: {has} has {lacking[0]} and {lacks} has none, expected it in both "
+                    "or neither; set batch_size to 1"
+                )
 
 
 class PairDataModule(LightningDataModule):

@@ -19,7 +19,7 @@ from data_modules.checking.sets import check_chosen
 from data_modules.checking.splits import check_copies
 from data_modules.layout import unique_cases
 from data_modules.listing import ListedPairs
-from data_modules.options import check_cuts, check_window
+from data_modules.options import check_cuts, check_exchange, check_window
 from data_modules.preparation.caching import Cache, Mode, cache_mode
 from data_modules.preparation.labels import Labels, check_labels, renamed
 from data_modules.preparation.pairs import PairList
@@ -49,7 +49,7 @@ class VolumePairs(ListedPairs):
 
     Args:
         root: The folder.
-        batch_size: Pairs per batch; more than one needs equal grids.
+        batch_size: Pairs per batch; more than one needs images of equal shape.
         num_workers: Loader processes.
         steps_per_epoch: Training batches per epoch and process. Default: as many pairs as there are listed pairs,
             training cases (`random`) or candidate pairs (`ordered`, `all`).
@@ -79,8 +79,7 @@ class VolumePairs(ListedPairs):
         slices: First and last index along that axis, both included. Default: all.
         every: Step from slice to slice in validation, test and prediction.
         common_grid: Fixed and moving image must lie on one grid. If not, a moving image may have another size or
-            spacing: training brings it to the fixed grid; elsewhere its `moving_affine` says where it lies, and
-            a batch holds one pair.
+            spacing: training brings it to the fixed grid; elsewhere its `moving_affine` says where it lies.
 
     Raises:
         ValueError: if an argument is not as expected.
@@ -158,7 +157,8 @@ class VolumePairs(ListedPairs):
         for split in splits:
             self.pairs(split)
         if "train" in splits:
-            self.augmentations()  # what labels lack is said before the long work
+            # what labels lack is said before the long work
+            check_exchange(self.augmentations(), self.layout.train, self.batch_size)
         progress = self.trainer is None or self.trainer.is_global_zero
         pairs = check_stage(self.layout, splits, self.asked, findings, progress)
         findings.stop()

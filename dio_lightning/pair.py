@@ -30,6 +30,7 @@ class Pair(TypedDict, total=False):
 
     The moving image, label and mask then have a shape of their own, and moving landmarks are voxels of that grid. A
     displacement stays one of the fixed grid: moving(A (x + u(x))), A from fixed to moving voxels (`fields.worlds`).
+    In a batch some of whose pairs lie on two grids, it is the `affine` again for those that lie on one.
     """
     displacement: NotRequired[Tensor]
     """(b, d, *s) the true displacement in voxels, where it is known (synthetic pairs)."""

@@ -248,6 +248,7 @@ def _worlds() -> Iterator[Case]:
 
     yield Case("fields.transport", lambda g: transport(g.field(), g.affine(scale=0.93, offset=0.21)))
     yield Case("fields.fixed_to_moving", lambda g: fields.fixed_to_moving(g.pair(two_grids=True)), False)
+    yield Case("fields.alike_voxels", lambda g: fields.alike_voxels(g.pair(two_grids=True)), False)
     yield Case("fields.seen_from", lambda g: seen(g, "linear"))
     yield Case("fields.seen_from (labels)", lambda g: seen(g, "nearest"), False)
     yield Case("fields.on_moving_grid", lambda g: fields.on_moving_grid(g.field(batch=1), g.pair(two_grids=True)))

@@ -119,6 +119,8 @@ def test_names() -> None:
             "line 3 has no fixed_label, expected a path as line 2 has a label",
         ),
         (["fixed,moving", "a,b", "b,a", "a,b"], "line 4 repeats the pair of line 2"),
+        (["fixed,moving", "a,b", "a,a"], "line 3 pairs"),
+        (["fixed,moving", "a,b", "b,./sub/../b"], "with itself, expected two images"),
         (["fixed,moving,split", "a,b,train", "a,b,test"], "line 3 repeats the pair of line 2"),
         (["fixed,moving,split", "a,b,train", "c,a,test"], "a is in line 2 for training too"),
     ],

@@ -120,6 +120,13 @@ def test_all_that_is_wrong_is_listed_before_the_first_pair(command, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_an_image_with_itself_is_no_pair(command, tmp_path, capsys) -> None:
+    path = table(tmp_path, [row("m0").replace("fixed.nii.gz", "m0.nii.gz")])
+    (line,) = refused(command, capsys, "--csv", path, "--out", "out", *RIGID)
+    assert "line 4 pairs" in line and "m0.nii.gz with itself, expected two images" in line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

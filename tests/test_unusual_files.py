@@ -275,6 +275,8 @@ def test_a_table_of_subjects(tmp_path: Path) -> None:
         "picture\na.nii": "has no column 'image' in its first row",
         "image,mood\na.nii,1": "has the column 'mood', expected some of image, label, mask, points, name, split",
         "image\na.nii\na.nii": "line 3 repeats the image of line 2, expected every subject once",
+        "image\na.nii\nb.nii\n./a.nii": "line 4 repeats the image of line 2, expected every subject once",
+        "image\na.nii\nsub/../a.nii": "line 3 repeats the image of line 2, expected every subject once",
         "image,split\na.nii,train\nb.nii,train\nc.nii,test": "has one subject with the split 'test', expected at",
         "image,label\na.nii,b.nii\nc.nii,": "line 3 has no label, expected a path as line 2 has a label",
     }.items():

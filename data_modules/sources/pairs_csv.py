@@ -28,7 +28,7 @@ class PairsCSV(TableData):
         csv: The file.
         root: Folder that its paths are relative to. Default: the file's.
         common_grid: Fixed and moving image must lie on one grid. If not, a moving image may have another size or
-            spacing; batches then hold one pair, and its `moving_affine` says where the moving image lies.
+            spacing: see `VolumePairs`.
         **options: Those of `VolumePairs`.
 
     Raises:
@@ -82,11 +82,13 @@ def _one_sided(rows: Sequence[Row], kind: str) -> bool:
 
 
 def _check_lists(path: Path, listed: Sequence[tuple[Row, CasePair]]) -> None:
-    """No pair is listed twice, and no image both for training and for something else, an atlas apart."""
+    """No image with itself, no pair twice, no image both for training and for something else, an atlas apart."""
     lines: dict[tuple[Path, Path], int] = {}
     trained: dict[Path, int] = {}
     atlases = set.intersection(*({fixed.image} for _, (fixed, _) in listed))
     for row, (fixed, moving) in listed:
+        if fixed.image.resolve() == moving.image.resolve():
+            raise ValueError(f"{path}: line {row.line} pairs {fixed.image} with itself, expected two images")
         first = lines.setdefault((fixed.image, moving.image), row.line)
         if first != row.line:
             raise ValueError(f"{path}: line {row.line} repeats the pair of line {first}, expected every pair once")

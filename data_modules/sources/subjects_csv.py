@@ -24,8 +24,7 @@ class SubjectsCSV(TableData):
     Args:
         csv: The file.
         root: Folder that its paths are relative to. Default: the file's.
-        common_grid: All images must lie on one grid. If not, they may differ in size and spacing; batches then hold one
-            pair.
+        common_grid: All images must lie on one grid. If not, they may differ in size and spacing: see `VolumePairs`.
         **options: Those of `VolumePairs`.
 
     Raises:
@@ -37,10 +36,11 @@ class SubjectsCSV(TableData):
         """The rows as subjects of their splits."""
         rows = read_rows(self.csv, ("image",), (*KINDS, "name"))
         check_cells(self.csv, rows, (), ("image",))
-        first: dict[str, int] = {}
+        first: dict[Path, int] = {}
         for row in rows:
-            if first.setdefault(row.cells["image"], row.line) != row.line:
-                where = f"line {row.line} repeats the image of line {first[row.cells['image']]}"
+            image = self._path(row.cells["image"]).resolve()
+            if first.setdefault(image, row.line) != row.line:
+                where = f"line {row.line} repeats the image of line {first[image]}"
                 raise ValueError(f"{self.csv}: {where}, expected every subject once")
         names = distinct_names([self._path(row.cells["image"]) for row in rows])
         cases = [self._case(row, names) for row in rows]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from dio_lightning.fields.grid import identity, sample
@@ -23,6 +23,14 @@ def fixed_to_moving(pair: Pair) -> Float[Tensor, "b 4 4"] | None:
     if "affine" not in pair:
         raise ValueError("the pair has a moving_affine but no affine, expected both or none")
     return torch.linalg.solve(moving.double(), pair["affine"].double())
+
+
+def alike_voxels(pair: Pair) -> Bool[Tensor, "b"]:
+    """Where both grids of a pair have the same axes and, to a tenth, the same voxels; sizes and places may differ."""
+    matrix, d = fixed_to_moving(pair), pair["fixed"].ndim - 2
+    if matrix is None:
+        return torch.ones(len(pair["fixed"]), dtype=torch.bool, device=pair["fixed"].device)
+    return (matrix[:, :d, :d] - torch.eye(d).to(matrix)).abs().amax((1, 2)) < 0.1
 
 
 def transport(
@@ -50,22 +58,29 @@ def on_moving_grid(u: Float[Tensor, "b d *s"], pair: Pair) -> Float[Tensor, "b d
 
 def seen_from(
     image: Shaped[Tensor, "b c *t"],
-    matrix: Float[Tensor, "b 4 4"],
+    matrix: Float[Tensor, "b 4 4"] | Float[Tensor, "1 4 4"],
     size: Sequence[int],
     mode: str = "linear",
     padding: str = "zeros",
 ) -> Shaped[Tensor, "b c *s"]:
     """The image at A x for every voxel x of a grid of this size; mode and padding are those of `sample`.
 
-    Where the image's voxels are finer it is smoothed before (linear mode), as `downsample` does.
+    Where an image's voxels are finer it is smoothed before (linear mode), as `downsample` does; each by its own matrix.
     """
     d = image.ndim - 2
     like = image.new_empty(0, dtype=torch.promote_types(image.dtype, torch.float32))
     points = identity(size, like) + transport(like.new_zeros(len(image), d, *size), matrix)
     if mode == "linear":
-        factors = matrix[:, :d, :d].norm(dim=2).mean(0).tolist()
-        image = gaussian_average(image, [0.5 * factor if factor > 1.01 else 0.0 for factor in factors])
+        image = _averaged(image, matrix[:, :d, :d].norm(dim=2).tolist())
     return sample(image, points, mode, padding)
+
+
+def _averaged(image: Float[Tensor, "b c *t"], factors: Sequence[Sequence[float]]) -> Float[Tensor, "b c *t"]:
+    """Every image smoothed by what its voxels are finer by, a factor an axis; one row of factors is for all images."""
+    sigmas = [[0.5 * factor if factor > 1.01 else 0.0 for factor in row] for row in factors]
+    if all(row == sigmas[0] for row in sigmas):
+        return gaussian_average(image, sigmas[0])
+    return torch.cat([gaussian_average(one[None], row) for one, row in zip(image, sigmas, strict=True)])
 
 
 def moving_points(pair: Pair) -> Float[Tensor, "b d n"]:

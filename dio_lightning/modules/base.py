@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor
 
-from dio_lightning.checkpoint_files import migrated
+from dio_lightning.errors import times
 from dio_lightning.fields import on_one_grid, resize
 from dio_lightning.implicit import Solution
 from dio_lightning.implicit.solution import expect_solutions
@@ -20,7 +20,7 @@ from dio_lightning.layers import Run
 from dio_lightning.losses import Objective, at_size
 from dio_lightning.modules.refinement import Refinement
 from dio_lightning.modules.reporting import ReportedSteps
-from dio_lightning.modules.restoring import restored
+from dio_lightning.modules.restoring import migrate, restored
 from dio_lightning.pair import Pair
 
 
@@ -66,7 +66,7 @@ class RegistrationModule(ReportedSteps):
             )
         self.objective, self.optimizer, self.scheduler = objective, optimizer, scheduler
         self.resolution, self.refine, self.voxel, self.max_voxel = resolution, refine, voxel, max_voxel
-        self.register_load_state_dict_pre_hook(_migrate)
+        self.register_load_state_dict_pre_hook(migrate)
 
     def forward(self, fixed: Float[Tensor, "b c *s"], moving: Float[Tensor, "b c *s"]) -> list[Solution]:
         """Solutions coarse to fine, each with a displacement in voxels of its own grid; the last is the answer."""
@@ -213,12 +213,20 @@ class RegistrationModule(ReportedSteps):
         return [*solutions, *more], displacement
 
     def _size(self, image: Tensor, spacing: Tensor | None) -> list[int]:
-        """Extents of an image at the working resolution; spacing (b, d) in mm. A single voxel is not divided."""
-        factors = [self.resolution] * (image.ndim - 2)
+        """Extents at the working resolution; spacing (b, d) in mm. Raises ValueError if the images' own ones differ."""
+        factors, voxels = [[self.resolution] * (image.ndim - 2)], [[1.0]]
         if spacing is not None and (side := self.voxel or self.max_voxel):
-            coarsest = 1.0 if self.max_voxel else torch.inf
-            factors = [min(side / own, coarsest) for own in spacing.float().mean(0).tolist()]
-        return [1 if n == 1 else max(2, round(n / f)) for n, f in zip(image.shape[2:], factors, strict=True)]
+            coarsest, voxels = 1.0 if self.max_voxel else torch.inf, spacing.float().tolist()
+            factors = [[min(side / own, coarsest) for own in row] for row in voxels]
+        axes = [list(zip(image.shape[2:], row, strict=True)) for row in factors]
+        sizes = [[1 if n == 1 else max(2, round(n / f)) for n, f in own] for own in axes]  # one voxel is not divided
+        for voxel, size in zip(voxels, sizes, strict=True):
+            if size != sizes[0]:
+                raise ValueError(
+                    f"images with voxels of {times(voxels[0])} and {times(voxel)} mm cannot share a batch: their "
+                    f"working grids have {times(sizes[0])} and {times(size)} voxels, expected one; set batch_size to 1"
+                )
+        return sizes[0]
 
     def _evaluate(self, pair: Pair, stage: str, index: int = 0) -> dict[str, Tensor]:
         work, solutions, displacement = solved = self._solve(pair)
@@ -240,11 +248,3 @@ class RegistrationModule(ReportedSteps):
         assert self.objective is not None
         levels = [self.objective(at_size(pair, s.value.shape[2:]), s.value) for s in solutions]
         return {name: torch.stack([terms[name] for terms in levels]).mean() for name in levels[0]}
-
-
-def _migrate(module: torch.nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Keys of weights that an earlier version saved become today's; see `checkpoint_files.migrated`."""
-    if not prefix:
-        own = module.state_dict()
-        for old, new in migrated(state, own).items():
-            state[new] = state.pop(old)

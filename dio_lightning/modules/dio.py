@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from dio_lightning.features import FeaturePyramid, Intensity, Posteriors
-from dio_lightning.fields import downsample, fixed_to_moving, seen_from, spanning
+from dio_lightning.fields import alike_voxels, downsample, fixed_to_moving, seen_from, spanning
 from dio_lightning.implicit import Solution
 from dio_lightning.layers import OptimizerLayer
 from dio_lightning.losses import Objective, at_size, inverse_consistency
@@ -44,7 +44,8 @@ class DIO(IterativeModule):
             objective it trains alone, and training solves nothing.
         anatomy_weight: its weight beside the objective.
         symmetric: every training step registers its pairs both ways; the features are computed once.
-        consistency: weight of `inverse_consistency` of the two ways beside the objective, at every level.
+        consistency: weight of `inverse_consistency` of the two ways beside the objective, at every level, in training:
+            validation solves one way, and its loss is that of the objective whatever this weight is.
         level_weights: what the objective counts for at each level, coarse to fine; the mean over the open levels by
             default.
         voxel, max_voxel: see `RegistrationModule`.
@@ -133,24 +134,20 @@ class DIO(IterativeModule):
         self.layer.iterations = tuple(iterations)
 
     def keeps_grid(self, pair: Pair) -> bool:
-        """True if both images have the same axes and, to a tenth, the same voxels; sizes and places may differ.
+        """True if both images of all pairs have the same axes and, to a tenth, the same voxels, wherever they lie.
 
         Learned features are neither equivariant nor blind to the size of a voxel: of two images with unlike voxels they
         would be unlike too (experiments/README.md has the numbers), so such a moving image is resampled.
         """
-        matrix = fixed_to_moving(pair)
-        if matrix is None:
-            return True
-        d = pair["fixed"].ndim - 2
-        return bool((matrix[:, :d, :d] - torch.eye(d).to(matrix)).abs().amax() < 0.1)
+        return bool(alike_voxels(pair).all())
 
     def pyramids(self, work: Pair, pair: Pair) -> Pyramids:
-        """Features at the open levels; a moving image that keeps its grid has its features brought to the fixed one."""
+        """Features at the open levels; those of a moving image that keeps its grid are brought to the fixed one."""
         levels = self.features.levels[: int(self.open_levels)]
-        grids, matrix = self.features.grids(work["fixed"].shape[2:], levels), fixed_to_moving(pair)
-        if matrix is None or not self.keeps_grid(pair):
+        grids = self.features.grids(work["fixed"].shape[2:], levels)
+        matrix, kept = fixed_to_moving(pair), alike_voxels(pair)
+        if matrix is None or not bool(kept.any()):
             return Pyramids(*self._of_both(work, levels), grids)
-        fixed = self.features(work["fixed"], levels)
         image = downsample(pair["moving"], self._size(pair["moving"], pair.get("spacing")))
         of_fixed, of_moving = (
             spanning(x.shape[2:], small.shape[2:]).matrix().to(matrix)
@@ -162,7 +159,10 @@ class DIO(IterativeModule):
             seen_from(m, b.matrix().inverse().to(matrix) @ between @ a.matrix().to(matrix), a.size, padding="border")
             for m, a, b in zip(self.features(image, levels), grids, theirs, strict=True)
         ]
-        return Pyramids(fixed, moving, grids)
+        if not bool(kept.all()):
+            both = zip(moving, self.features(work["moving"], levels), strict=True)
+            moving = [torch.where(kept.view(-1, *[1] * (own.ndim - 1)), own, other) for own, other in both]
+        return Pyramids(self.features(work["fixed"], levels), moving, grids)
 
     def check_trainable(self) -> None:
         """See `RegistrationModule`; a loss of the features is enough to train with."""
@@ -184,16 +184,16 @@ class DIO(IterativeModule):
             pyramids = Pyramids([torch.cat(x) for x in sides], [torch.cat(x[::-1]) for x in sides], pyramids.grids)
             work = both_ways(work)
         solutions = self.layer(*pyramids, work)
-        terms = self._terms(work, solutions)
+        terms = self._terms(work, solutions, self.symmetric)
         for value in features.values():
             terms["loss"] = terms["loss"] + self.anatomy_weight * value
         return terms | features, solutions
 
-    def _terms(self, pair: Pair, solutions: Sequence[Solution]) -> dict[str, Tensor]:
-        """The objective's terms, averaged over the open levels by their weights."""
+    def _terms(self, pair: Pair, solutions: Sequence[Solution], twofold: bool = False) -> dict[str, Tensor]:
+        """The objective's terms, averaged over the open levels by their weights; of a pair that is `both_ways` more."""
         assert self.objective is not None
         levels = [self.objective(at_size(pair, s.value.shape[2:]), s.value) for s in solutions]
-        if self.consistency:
+        if self.consistency and twofold:
             for terms, solution in zip(levels, solutions, strict=True):
                 terms["consistency"] = inverse_consistency(*solution.value.chunk(2))
                 terms["loss"] = terms["loss"] + self.consistency * terms["consistency"]

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
+from torch import nn
 
-from dio_lightning.checkpoint_files import CONFIG, config_text, read_checkpoint
+from dio_lightning.checkpoint_files import CONFIG, config_text, migrated, read_checkpoint
 from dio_lightning.errors import one_sentence
 from dio_lightning.models import weights_path
 
@@ -68,6 +69,14 @@ def fill(module: LightningModule, path: str | PathLike[str], checkpoint: dict[st
         raise ValueError(
             f"{path}: weights do not fit the module: {first.strip()} ({1 + len(others)} such problems)"
         ) from error
+
+
+def migrate(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Keys of weights that an earlier version saved become today's; see `checkpoint_files.migrated`."""
+    if not prefix:
+        own = module.state_dict()
+        for old, new in migrated(state, own).items():
+            state[new] = state.pop(old)
 
 
 def _model_config(path: Path, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
