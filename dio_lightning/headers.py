@@ -83,6 +83,11 @@ class Header:
         return np.linalg.norm(self.affine[:3, : min(self.dimension, 3)], axis=0)
 
     @property
+    def pixdim(self) -> tuple[float, ...]:
+        """Edges of a voxel as the header lists them beside its affine, in its own unit, without a sign, (d,)."""
+        return tuple(abs(float(edge)) for edge in self.image.header.get_zooms()[: min(self.dimension, 3)])
+
+    @property
     def axes(self) -> str:
         """Where the array axes point: LIA is left, inferior, anterior; `?` for an axis that points nowhere."""
         if not self.invertible:

@@ -14,6 +14,7 @@ from dio_lightning.usage import CommandParser, nearest
 
 if TYPE_CHECKING:
     from dio_lightning.transforms import Chain
+    from dio_lightning.transforms.files import ImageNeeded
 
 USAGE = """dio-lightning transform: saved transforms on other files, and in the formats of other tools
 
@@ -32,7 +33,7 @@ listed is applied first to points of the fixed image: a list for antsApplyTransf
 """
 COMMANDS = ("apply", "invert", "compose", "convert")
 FEW = 64
-"""Different integers of a label map, at most."""
+"""Different values of a label map, at most."""
 MISSED = 0.01
 """Millimetres by which a point may miss its origin before that is said."""
 
@@ -105,12 +106,17 @@ def _apply_to_points(options: argparse.Namespace) -> None:
     file = read_points(options.file)
     coordinates = coordinates_of(file, options.file, options.coordinates)
     fixed, moving = (None if path is None else _header(path) for path in (options.fixed, options.moving))
+    for header in (fixed, moving):
+        if header is not None and file.values.shape[1] < header.dimension:
+            raise ValueError(f"{options.file} has points of 2 coordinates, expected 3 as {header.path} has")
     grids = {"fixed": fixed and ImageGrid.of(fixed), "moving": moving and ImageGrid.of(moving)}
     other = "moving" if options.points_of == "fixed" else "fixed"
     if coordinates == "voxels" and None in grids.values():
         raise ValueError("points in voxels need both images: name them with --fixed and --moving")
     chain = _chain(options.transforms, fixed, moving)
     world = to_world(file.values, coordinates, grids[options.points_of])
+    if world.shape[1] == 2 and not chain.planar:
+        raise ValueError(f"{options.file} has points of 2 coordinates, expected 3 as their transform has")
     moved = warp_points(world, chain, other)
     wrong = int((moved.missed > MISSED).sum())
     if wrong:
@@ -163,10 +169,11 @@ def _parser(name: str, description: str) -> CommandParser:
 
 
 def _like_labels(header: Header) -> bool:
-    """Whether an image has few different integers, as no scan has."""
-    if header.dtype.kind not in "iu" or header.scale != (1.0, 0.0):
+    """Whether an image has few different values, all of them whole numbers, as no scan has; in any type."""
+    if header.dtype.kind not in "iuf":
         return False
-    return len(np.unique(header.values())) <= FEW
+    values = header.values()
+    return bool((np.rint(values) == values).all()) and len(np.unique(values)) <= FEW
 
 
 def _warn(sentence: str) -> None:
@@ -186,14 +193,34 @@ def _header(path: Path) -> Header:
 def _chain(names: Sequence[str], fixed: Header | None, moving: Header | None) -> "Chain":
     """The transforms of the command line as one chain; their grids are those of the images."""
     from dio_lightning.transforms import Chain, ImageGrid, read_transform
-    from dio_lightning.transforms.files import FORMATS
+    from dio_lightning.transforms.files import FORMATS, ImageNeeded
 
-    grids = [None if header is None else ImageGrid.of(header) for header in (fixed, moving)]
+    if len(names) > 1:
+        # which images each of several lies between is not said
+        fixed = moving = None
+    grids = {"fixed": fixed and ImageGrid.of(fixed), "moving": moving and ImageGrid.of(moving)}
     chain = Chain()
     for name in names:
         prefixes, path = [], name
         while (prefix := path.partition(":")[0]) in ("inverse", *FORMATS) and not Path(path).exists():
             prefixes, path = [*prefixes, prefix], path.partition(":")[2]
-        link = read_transform(Path(path), grids[0], grids[1], next((one for one in FORMATS if one in prefixes), None))
-        chain += link.inverse().transform if "inverse" in prefixes else link
+        backwards = prefixes.count("inverse") % 2 == 1
+        # the file's own fixed image is the moving one of its inverse
+        own = {"fixed": grids["moving"], "moving": grids["fixed"]} if backwards else grids
+        try:
+            link = read_transform(Path(path), **own, format=next((one for one in FORMATS if one in prefixes), None))
+        except ImageNeeded as error:
+            raise ValueError(_asking(error, backwards, len(names) > 1)) from error
+        chain += link.inverse().transform if backwards else link
     return chain
+
+
+def _asking(error: "ImageNeeded", backwards: bool, several: bool) -> str:
+    """What to do about a file that cannot be read without an image."""
+    if several:
+        what = f"{error.path} needs its own fixed and moving image, which are not said for each of several transforms"
+        return f"{what}: convert it to .tfm or .h5 with its --fixed and --moving first"
+    if not backwards:
+        return str(error)
+    other = "moving" if error.which == "fixed" else "fixed"
+    return f"{error.path} means nothing without its {error.which} image: name it with --{other} for the inverse"

@@ -1,5 +1,6 @@
 """Volumes as NIfTI files: whole or absent, both forms of the header alike, values as another file stores its own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ def save_volume(
     affine: NDArray[np.float64],
     scale: tuple[float, float] | None = None,
     intent: int = 0,
+    pixdim: Sequence[float] | None = None,
 ) -> None:
     """Write a NIfTI file whose two forms agree, in millimetres; whole or not at all.
 
@@ -41,6 +43,8 @@ def save_volume(
         affine: (4, 4), voxels to RAS millimetres.
         scale: slope and intercept that a reader applies; None: none.
         intent: NIfTI's code for what the values are; 0: not said.
+        pixdim: edges of a voxel that the header lists, for FSL; None: those of the affine. Where they are others, the
+            qform, which would count in them, is left out.
     """
     image = Nifti1Image(np.ascontiguousarray(array), affine, dtype=array.dtype)
     header = image.header
@@ -51,6 +55,10 @@ def save_volume(
     if not np.allclose(image.get_qform(), affine, rtol=1e-4, atol=1e-3):
         # a quaternion has no shear, and readers that ask it first would be misled
         image.set_qform(affine, 0)
+    edges = header.get_zooms()
+    if pixdim is not None and not np.allclose(pixdim, edges[: len(pixdim)], rtol=1e-6, atol=0):
+        header["qform_code"] = 0
+        header.set_zooms((*pixdim, *edges[len(pixdim) :]))
     if scale is not None and scale != (1.0, 0.0):
         header.set_slope_inter(*scale)
     with replacing(path) as temporary:

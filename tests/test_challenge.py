@@ -278,6 +278,27 @@ def test_a_submission_that_would_fail_is_refused(submission, command, capsys):
     assert not list(submission.parent.glob("*.zip"))
 
 
+@pytest.mark.parametrize(
+    ("intent", "name", "words"),
+    [
+        (2006, "", "is a field of FSL in millimetres, expected voxels of the fixed grid: `dio-lightning transform"),
+        (2008, "", "holds coefficients of FNIRT, expected voxels of the fixed grid"),
+        (1007, "Mapping", "is a deformation of SPM, expected voxels of the fixed grid"),
+    ],
+)
+def test_fields_of_other_tools_are_taken_for_voxels_by_neither_command(
+    submission, command, capsys, intent, name, words
+):
+    path = submission / "disp_0001_0002.nii.gz"
+    image = nib.Nifti1Image(field(), AFFINE)
+    image.header.set_intent(intent, name=name, allow_unknown=True)
+    nib.save(image, path)
+    assert words in refusal(command, capsys)
+    with pytest.raises(SystemExit):
+        command("evaluate", "fields", "--data", "Learn2Reg", "--data.root", Path("data").resolve(), "--out", "scores")
+    assert words in capsys.readouterr().err
+
+
 def test_half_resolution_is_submitted_where_it_is_asked_for(submission, command, capsys):
     for name in ("disp_0001_0002.nii.gz", "disp_0002_0000_0003_0000.npz"):
         (submission / name).unlink()

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from dio_lightning.fields.files import read_displacement
 from dio_lightning.headers import read_header
+from dio_lightning.transforms import ImageGrid, read_transform
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -253,6 +254,31 @@ def test_a_transformation_of_niftyreg_is_no_displacement_of_itk(tmp_path):
     image.header.set_intent(1007, name="NREG_TRANS")
     nib.save(image, tmp_path / "disp.nii.gz")
     with pytest.raises(ValueError, match="is a transformation of NiftyReg"):
+        read_displacement(tmp_path / "disp.nii.gz", SIZE, FIXED)
+
+
+@pytest.mark.parametrize("kind", [(1007, "Mapping", ""), (0, "", "Deformation"), (0, "", "Flow Field")])
+def test_a_deformation_of_spm_is_no_displacement(tmp_path, kind):
+    """Positions in RAS millimetres; its segmentation names no intent, only a description."""
+    values = np.stack(np.meshgrid(*map(np.arange, SIZE), indexing="ij"), -1) @ FIXED[:3, :3].T + FIXED[:3, 3]
+    image = nib.Nifti1Image(values.astype(np.float32)[:, :, :, None], FIXED)
+    image.header.set_intent(kind[0], name=kind[1])
+    image.header["descrip"] = kind[2].encode()
+    nib.save(image, tmp_path / "disp.nii.gz")
+    with pytest.raises(ValueError, match="is a deformation of SPM"):
+        read_displacement(tmp_path / "disp.nii.gz", SIZE, FIXED)
+    for format in (None, "itk", "learn2reg"):
+        with pytest.raises(ValueError, match="is a deformation of SPM"):
+            read_transform(tmp_path / "disp.nii.gz", ImageGrid(SIZE, FIXED), format=format)
+
+
+@pytest.mark.parametrize("intent", [2006, 2007, 2008, 2009])
+def test_what_fnirt_writes_is_no_displacement_in_voxels(tmp_path, intent):
+    image = nib.Nifti1Image(smooth(SIZE).astype(np.float32), FIXED)
+    image.header.set_intent(intent, allow_unknown=True)
+    nib.save(image, tmp_path / "disp.nii.gz")
+    what = "is a field of FSL in millimetres" if intent == 2006 else "holds coefficients of FNIRT"
+    with pytest.raises(ValueError, match=f"{what}, expected .*transform convert --to learn2reg"):
         read_displacement(tmp_path / "disp.nii.gz", SIZE, FIXED)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -126,6 +127,23 @@ def test_other_formats_hold_the_same_transform(d, tmp_path) -> None:
     for other in also:
         read = read_transform(tmp_path / f"out/displacement_{other}.nii.gz", *grids, format=other)
         torch.testing.assert_close(read.at(made.fixed.grid), expected, atol=1e-3, rtol=0)
+
+
+def test_the_field_for_fsl_counts_in_the_edges_of_the_header(tmp_path) -> None:
+    """Of images in microns FSL sees the numbers alone, so the field has them too."""
+    made = result(tmp_path, 3)
+    scans = []
+    for name in ("fixed", "moving"):
+        image = nib.load(tmp_path / f"{name}.nii.gz")
+        microns = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1e3, 1e3, 1e3, 1]) @ image.affine)
+        microns.header.set_xyzt_units("micron")
+        nib.save(microns, tmp_path / f"{name}_microns.nii.gz")
+        scans.append(Scan.of(tmp_path / f"{name}_microns.nii.gz"))
+    made.save(Outputs.in_folder(tmp_path / "mm", ("fsl",)))
+    replace(made, fixed=scans[0], moving=scans[1]).save(Outputs.in_folder(tmp_path / "microns", ("fsl",)))
+    one, other = (nib.load(tmp_path / f"{folder}/displacement_fsl.nii.gz") for folder in ("mm", "microns"))
+    np.testing.assert_allclose(other.header.get_zooms()[:3], 1e3 * np.array(one.header.get_zooms()[:3]), rtol=1e-5)
+    np.testing.assert_allclose(other.get_fdata(), 1e3 * one.get_fdata(), rtol=1e-4, atol=1)
 
 
 def test_all_files_come_or_none_and_none_of_an_earlier_result_stays(tmp_path, monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """`dio-lightning transform`: on files, as a user would, against SimpleITK; wrong inputs are one sentence."""
 
 import csv
+import itertools
 import json
 
 import nibabel as nib
@@ -12,7 +13,7 @@ from transform_worlds import FLIP, affine_of, random_points, smooth_field, turne
 
 from dio_lightning.cli import main
 from dio_lightning.headers import read_header
-from dio_lightning.transforms import Chain, Field, ImageGrid, read_transform, write_transform
+from dio_lightning.transforms import Affine, Chain, Field, ImageGrid, read_transform, write_transform
 
 FIXED = ImageGrid((12, 9, 8), affine_of(3, 1))
 MOVING = ImageGrid((10, 11, 9), affine_of(3, -1, 1.3))
@@ -132,6 +133,76 @@ def test_invert_says_how_far_it_is_off(folder, capsys):
     np.testing.assert_allclose(read_transform(folder / "identity.tfm").points(inner), inner, atol=1e-9)
 
 
+OWN_GRIDS = ["fsl:flirt.mat", "fsl:fnirt.nii.gz", "learn2reg:field.npz", "learn2reg:field_l2r.nii.gz"]
+"""Files that are read with an image beside them."""
+
+
+@pytest.fixture
+def own_grids(folder):
+    """The same map, an affine or a field, in every format that needs an image; both images have voxels alike."""
+    image("moving.nii.gz", ImageGrid(FIXED.size, MOVING.affine))
+    fixed, moving = (ImageGrid.of(read_header(folder / f"{name}.nii.gz")) for name in ("fixed", "moving"))
+    for name in OWN_GRIDS:
+        kind, file = name.split(":")
+        chain = Chain(CHAIN.links[1:]) if file.endswith("mat") else CHAIN
+        write_transform(folder / file, chain, fixed, moving, kind)
+    return folder
+
+
+@pytest.mark.parametrize("name", OWN_GRIDS)
+def test_an_inverted_file_is_read_with_its_own_images(own_grids, name):
+    """A file from the fixed to the moving image warps the fixed one onto the moving one: the two change places."""
+    chain = Chain(CHAIN.links[1:]) if name.endswith("mat") else CHAIN
+    both = "--fixed moving.nii.gz --moving fixed.nii.gz"
+    run(f"convert inverse:{name} {both} --out back.h5")
+    inner = random_points(FIXED, beyond=-0.35)
+    np.testing.assert_allclose(read_transform(own_grids / "back.h5").points(chain.points(inner)), inner, atol=0.3)
+    run(f"convert inverse:inverse:{name} --fixed fixed.nii.gz --moving moving.nii.gz --out there.h5")
+    np.testing.assert_allclose(read_transform(own_grids / "there.h5").points(inner), chain.points(inner), atol=0.3)
+    # a field too ends at the fixed grid in ITK's file of one
+    itk = "itk.tfm" if name.endswith("mat") else "itk.nii.gz"
+    write_transform(own_grids / itk, chain, FIXED)
+    warped = []
+    for file in (name, itk):
+        run(f"apply fixed.nii.gz --transforms inverse:{file} --fixed moving.nii.gz --out out.nii.gz --overwrite")
+        warped.append(np.asarray(nib.load("out.nii.gz").dataobj).astype(float))
+    assert (warped[0] > 0).mean() > 0.3 and (np.abs(warped[0] - warped[1]) > 1).mean() < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "convert inverse:flirt.mat --fixed moving.nii.gz --out a.tfm",
+            "without its fixed image: name it with --moving",
+        ),
+        (
+            "convert inverse:flirt.mat --moving fixed.nii.gz --out a.tfm",
+            "without its moving image: name it with --fixed",
+        ),
+        ("invert fsl:fnirt.nii.gz --out a.h5", "fnirt.nii.gz means nothing without the moving image"),
+        ("convert warp.h5 --to fsl --moving moving.nii.gz --out a.nii.gz", "without the fixed image"),
+    ],
+)
+def test_the_image_that_is_missing_is_named(own_grids, capsys, line, message):
+    assert message in refused(line, capsys)
+
+
+@pytest.mark.parametrize("name", OWN_GRIDS)
+@pytest.mark.parametrize("order", ["{} affine.mat", "affine.mat {}", "{} inverse:{}"])
+def test_one_of_several_is_not_read_with_the_images_of_the_whole(own_grids, capsys, name, order):
+    """Which images each of several lies between is not said, so it would be read with the wrong ones."""
+    names, both = order.replace("{}", name), "--fixed fixed.nii.gz --moving moving.nii.gz"
+    file = name.partition(":")[2]
+    for line in (
+        f"compose {names} {both} --out a.h5",
+        f"apply moving.nii.gz --transforms {names} {both} --out a.nii.gz",
+    ):
+        text = refused(line, capsys)
+        assert f"{file} needs its own fixed and moving image" in text and "convert it to .tfm or .h5" in text
+    assert not list(own_grids.glob("a.*"))
+
+
 def test_an_inverse_as_an_image_lies_on_the_moving_grid(folder):
     run("invert warp.h5 --moving moving.nii.gz --out inverse.nii.gz")
     assert nib.load("inverse.nii.gz").shape == (*MOVING.size, 1, 3)
@@ -224,6 +295,45 @@ def test_labels_that_would_be_interpolated_are_told(folder, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.array([0, 17, 53], np.float32), True),
+        (np.array([0, 17, 53], np.float64), True),
+        (np.array([0, 0.5, 1], np.float32), False),
+        (np.array([0, 17, np.nan], np.float32), False),
+        (np.arange(1000, dtype=np.float32), False),
+    ],
+    ids=["float32", "float64", "a share", "NaN", "many"],
+)
+def test_labels_are_labels_in_any_type(folder, capsys, values, told):
+    drawn = np.random.default_rng(0).integers(0, len(values), MOVING.size)
+    nib.save(nib.Nifti1Image(values[drawn], MOVING.affine), "labels.nii.gz")
+    run("apply labels.nii.gz --transforms warp.h5 --fixed fixed.nii.gz --out one.nii.gz")
+    assert ("looks like a label map" in capsys.readouterr().err) is told
+
+
+def test_points_of_two_coordinates_go_through_no_volume(folder, capsys):
+    (folder / "p.csv").write_text("10,5\n-3,4\n")
+    turned_out = np.eye(4)
+    turned_out[1:3, 1:3] = [[0.8, -0.6], [0.6, 0.8]]
+    write_transform(folder / "turned.tfm", Chain([Affine(turned_out)]))
+    line = "apply p.csv --points-of {} --coordinates ras --out out.csv --transforms {}"
+    for whose, name in itertools.product(("fixed", "moving"), ("warp.h5", "field.nii.gz", "turned.tfm")):
+        expected = "p.csv has points of 2 coordinates, expected 3 as their transform has"
+        assert expected in refused(line.format(whose, name), capsys)
+    image("plane.nii.gz", ImageGrid((14, 12), affine_of(2)))
+    for option in ("--fixed fixed.nii.gz", "--moving moving.nii.gz --fixed plane.nii.gz"):
+        expected = f"p.csv has points of 2 coordinates, expected 3 as {option.split()[1]} has"
+        assert expected in refused(f"{line.format('fixed', 'affine.mat')} {option}", capsys)
+    assert not (folder / "out.csv").exists()
+    # where x and y need no z, they are right whatever z is
+    matrix = np.array([[0.0, -1, 0, 2], [1, 0, 0, 3], [0, 0, 1, 7], [0, 0, 0, 1]])
+    write_transform(folder / "plane.tfm", Chain([Affine(matrix)]))
+    run(line.format("fixed", "plane.tfm"))
+    np.testing.assert_allclose(np.loadtxt("out.csv", delimiter=","), [[-3, 13], [-2, 0]])
+
+
 def test_planes_go_through_the_command_too(folder):
     fixed, moving = ImageGrid((14, 12), affine_of(2)), ImageGrid((11, 13), affine_of(2, -1, 1.2))
     image("fixed2.nii.gz", fixed)
@@ -237,6 +347,12 @@ def test_planes_go_through_the_command_too(folder):
     ours = np.asarray(nib.load("out.nii.gz").dataobj).squeeze()
     assert (ours > 0).mean() > 0.3
     assert (np.abs(ours - sitk.GetArrayFromImage(theirs).T) > 0.51).mean() < 0.02
+    points = random_points(fixed)[:, :2]
+    np.savetxt("p.csv", points, delimiter=",")
+    run("apply p.csv --transforms plane.h5 --points-of fixed --coordinates ras --fixed fixed2.nii.gz --out q.csv")
+    transform = sitk.ReadTransform("plane.h5")
+    there = [np.array(transform.TransformPoint((-point).tolist())) * -1 for point in points]
+    np.testing.assert_allclose(np.loadtxt("q.csv", delimiter=","), there, atol=1e-4)
 
 
 def test_a_folder_that_may_not_be_written_is_one_sentence(folder, capsys, monkeypatch):

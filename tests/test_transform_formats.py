@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import map_coordinates
 from transform_worlds import affine_of, random_points, smooth_field, turned
 
+from dio_lightning.headers import read_header
 from dio_lightning.transforms import Affine, Chain, Field, ImageGrid
 from dio_lightning.transforms.files import read_transform, write_transform
 
@@ -163,6 +164,69 @@ def test_absolute_fields_of_fsl_are_refused(tmp_path):
     nib.save(nib.Nifti1Image(image.get_fdata() + coordinates, image.affine, image.header), path)
     with pytest.raises(ValueError, match="absolute"):
         read_transform(path, fixed, fixed)
+
+
+def misdescribed(path, kind, grid):
+    """An image whose pixdim, which is all that FSL asks for lengths, is not as long as the columns of its affine."""
+    affine, factor = grid.affine.copy(), 500.0 if kind == "microns" else 1.0
+    affine[:3] *= factor
+    image = nib.Nifti1Image(np.zeros(grid.size, np.float32), affine)
+    image.header.set_xyzt_units("micron" if kind == "microns" else "mm")
+    image.set_qform(affine, 1)
+    if kind == "sform of a template":
+        affine = affine.copy()
+        affine[:3] *= 1.1
+        image.header.set_sform(affine, 4)
+        image = nib.Nifti1Image(image.dataobj, None, image.header)
+    nib.save(image, path)
+    return ImageGrid.of(read_header(path)), np.asarray(nib.load(path).header.get_zooms(), dtype=float)
+
+
+def by_pixdim(points, grid, pixdim):
+    """FSL's coordinates of world points."""
+    voxels = (points - grid.affine[:3, 3]) @ np.linalg.inv(grid.affine[:3, :3]).T
+    if np.linalg.det(grid.affine[:3, :3]) > 0:
+        voxels[:, 0] = grid.size[0] - 1 - voxels[:, 0]
+    return voxels * pixdim
+
+
+@pytest.mark.parametrize("kind", ["microns", "sform of a template"])
+@pytest.mark.parametrize(("one", "other"), HANDS)
+def test_fsl_counts_in_pixdim_and_in_no_unit(tmp_path, kind, one, other):
+    fixed, pixdim = misdescribed(tmp_path / "fixed.nii.gz", kind, FIXED[one])
+    moving, moving_pixdim = misdescribed(tmp_path / "moving.nii.gz", kind, MOVING[other])
+    assert np.abs(pixdim / fixed.spacing - 1).min() > 0.05 and np.abs(moving_pixdim / moving.spacing - 1).min() > 0.05
+    matrix = turned(0.1).matrix.copy()
+    matrix[:3, 3] *= fixed.spacing[0]
+    affine = Chain([Affine(matrix)])
+    points = random_points(fixed)
+    write_transform(tmp_path / "flirt.mat", affine, fixed, moving, "fsl")
+    flirt = np.loadtxt(tmp_path / "flirt.mat")
+    there = by_pixdim(affine.points(points), moving, moving_pixdim) @ flirt[:3, :3].T + flirt[:3, 3]
+    np.testing.assert_allclose(there, by_pixdim(points, fixed, pixdim), rtol=1e-6, atol=1e-6 * pixdim[0])
+    back = read_transform(tmp_path / "flirt.mat", fixed, moving).points(points)
+    np.testing.assert_allclose(back, affine.points(points), atol=1e-6)
+    chain = Chain([smooth_field(fixed, fixed.spacing[0]), affine])
+    write_transform(tmp_path / "warp.nii.gz", chain, fixed, moving, "fsl")
+    image, nodes = nib.load(tmp_path / "warp.nii.gz"), fixed.points().reshape(3, -1).T.numpy()
+    np.testing.assert_allclose(image.header.get_zooms()[:3], pixdim, rtol=1e-6)
+    np.testing.assert_allclose(read_header(tmp_path / "warp.nii.gz").affine, fixed.affine, atol=1e-5)
+    there = by_pixdim(chain.points(nodes), moving, moving_pixdim)
+    v = image.get_fdata().reshape(-1, 3)
+    np.testing.assert_allclose(by_pixdim(nodes, fixed, pixdim) + v, there, rtol=1e-5, atol=1e-5 * pixdim[0])
+    back = read_transform(tmp_path / "warp.nii.gz", None, moving).points(nodes)
+    np.testing.assert_allclose(back, chain.points(nodes), atol=1e-4)
+
+
+def test_a_pixdim_that_is_no_number_is_refused_for_fsl_alone(tmp_path):
+    image = nib.Nifti1Image(np.zeros((5, 6, 7), np.float32), np.eye(4))
+    image.header["pixdim"][2] = np.nan
+    image.header["qform_code"] = 0
+    nib.save(image, tmp_path / "image.nii.gz")
+    grid = ImageGrid.of(read_header(tmp_path / "image.nii.gz"))
+    write_transform(tmp_path / "itk.h5", Chain([turned()]), grid, grid)
+    with pytest.raises(ValueError, match="has the pixdim 1, nan, 1, expected positive"):
+        write_transform(tmp_path / "a.mat", Chain([turned()]), grid, grid, "fsl")
 
 
 def test_fsl_has_no_planes(tmp_path):

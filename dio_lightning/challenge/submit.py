@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dio_lightning.api import build
 from dio_lightning.challenge.evaluate import arguments
 from dio_lightning.errors import times
-from dio_lightning.fields.files import half, stored
+from dio_lightning.fields.files import half, refuse_fsl, stored
 from dio_lightning.fields.names import Ids, find_field, listed_pairs, own_names, pair_names, shared_files, strangers
 from dio_lightning.fields.placing import check_place
 from dio_lightning.files import replacing
@@ -134,6 +134,7 @@ def _problems(
         return [f"{path} is not compressed, expected .nii.gz or .npz"]
     try:
         file = stored(path)
+        refuse_fsl(file)
     except ValueError as error:
         return [str(error)]
     grid = size if resolution == "full" else half(size)

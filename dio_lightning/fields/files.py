@@ -29,6 +29,10 @@ DAMAGED = (
 )  # fmt: skip
 VECTOR = 1007
 """NIfTI's intent of the displacements of ITK and ANTs: millimetres, with x and y towards left and posterior."""
+FSL_FIELD, FSL_COEFFICIENTS = 2006, range(2007, 2010)
+"""NIfTI's intents of what FNIRT writes: displacements in millimetres of FSL's own, and coefficients of splines."""
+SPM = ("deformation", "inverse deformation", "flow field")
+"""How SPM's descriptions begin: positions in RAS millimetres (y_*.nii, iy_*.nii) and velocities (u_*.nii)."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,20 @@ class Stored:
     @property
     def world(self) -> bool:
         """Whether the values are LPS millimetres of ITK or ANTs, and no voxels."""
-        return self.header is not None and self.values.ndim == 5 and _intent(self.header)[0] == VECTOR
+        return self.values.ndim == 5 and self.intent == VECTOR
+
+    @property
+    def intent(self) -> int:
+        """NIfTI's code for what the values are; 0 where that is not said."""
+        return 0 if self.header is None else _intent(self.header)[0]
 
 
 def stored(path: Path) -> Stored:
     """The array of a .nii, .nii.gz or .npz file, in its own layout and type.
 
     Raises:
-        ValueError: if it cannot be read, holds no real numbers, was written by NiftyReg, or a .npz file holds several
-            arrays.
+        ValueError: if it cannot be read, holds no real numbers, was written by NiftyReg or SPM, or a .npz file holds
+            several arrays.
     """
     header = None
     if path.suffix == ".npz":
@@ -62,10 +71,8 @@ def stored(path: Path) -> Stored:
     else:
         header = read_header(path)
         values = header.values().reshape(header.stored_shape)
-        if _intent(header)[1].startswith("NREG_TRANS"):
-            raise ValueError(
-                f"{path} is a transformation of NiftyReg, expected voxels of the fixed grid, or a displacement of ITK"
-            )
+        if (stranger := _stranger(header)) is not None:
+            raise ValueError(f"{path} is {stranger}, expected voxels of the fixed grid, or a displacement of ITK")
     if values.dtype.kind not in "iuf":
         raise ValueError(f"{path} has the type {values.dtype}, expected real numbers")
     return Stored(path, values, header)
@@ -92,9 +99,28 @@ def read_displacement(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for another shape or place, values that are not finite, or a file that cannot be read.
+        ValueError: for another shape or place, values that are not finite, or a file that cannot be read or is FSL's.
     """
-    file, size = stored(path), tuple(size)
+    file = stored(path)
+    refuse_fsl(file)
+    return displacement_of(file, size, affine)
+
+
+def refuse_fsl(file: Stored) -> None:
+    """Raises ValueError for millimetres of FSL, which mean nothing without both images, or FNIRT's coefficients."""
+    convert = "`dio-lightning transform convert --to learn2reg` makes them, given --fixed and --moving"
+    if file.intent == FSL_FIELD:
+        raise ValueError(f"{file.path} is a field of FSL in millimetres, expected voxels of the fixed grid: {convert}")
+    if file.intent in FSL_COEFFICIENTS:
+        what = "voxels of the fixed grid: of the field that fnirt --fout writes,"
+        raise ValueError(f"{file.path} holds coefficients of FNIRT, expected {what} {convert}")
+
+
+def displacement_of(
+    file: Stored, size: Sequence[int], affine: NDArray[np.float64] | None = None
+) -> Float[Tensor, "d *s"]:
+    """See `read_displacement`, whoever wrote the file."""
+    path, size = file.path, tuple(size)
     # a file that is no displacement of this grid is better told so than counted
     values = _in_world(file, size) if file.world else _channels_first(file, size)
     wrong = int((~np.isfinite(values)).sum())
@@ -158,9 +184,27 @@ def _arrays(path: Path) -> list[NDArray]:
         raise ValueError(f"{path} cannot be read ({why}), expected a displacement as .nii.gz or .npz") from error
 
 
+def _stranger(header: Header) -> str | None:
+    """Whose file it is, if its values are known to be neither displacements of ITK nor voxels."""
+    name = _intent(header)[1]
+    if name.startswith("NREG_TRANS"):
+        return "a transformation of NiftyReg"
+    fields: Any = header.image.header
+    described = _text(fields["descrip"]).lower() if isinstance(fields, Nifti1Header) else ""
+    # SPM's own unified segmentation leaves the intent out
+    if name == "Mapping" or (len(header.stored_shape) == 5 and described.startswith(SPM)):
+        return "a deformation of SPM"
+    return None
+
+
 def _intent(header: Header) -> tuple[int, str]:
     """What NIfTI says that values are: code and name."""
     fields: Any = header.image.header
     if not isinstance(fields, Nifti1Header):
         return 0, ""
-    return int(fields["intent_code"]), bytes(fields["intent_name"]).decode("latin-1")
+    return int(fields["intent_code"]), _text(fields["intent_name"])
+
+
+def _text(field: NDArray) -> str:
+    """Characters of a header without what fills them up."""
+    return bytes(field).decode("latin-1").rstrip("\0 ")

@@ -42,6 +42,11 @@ class Transform(ABC):
     def links(self) -> Sequence["Transform"]:
         """What it consists of, applied first to last; an affine or a field consists of itself."""
 
+    @property
+    @abstractmethod
+    def planar(self) -> bool:
+        """Whether x and y alone say where x and y go, as in the plane of a slice."""
+
     @abstractmethod
     def map(self, points: Float[Tensor, "3 *t"]) -> Float[Tensor, "3 *t"]:
         """Where points of the fixed world lie in the moving one."""
@@ -58,10 +63,21 @@ class Transform(ABC):
         """The same for rows: (n, 3) to (n, 3), or (n, 2) to (n, 2) in the plane x, y of the world.
 
         Raises:
-            ValueError: for another shape.
+            ValueError: for another shape, or two coordinates where the transform needs three.
+        """
+        columns, d = self.columns(points)
+        return as_rows(self.map(columns), d)
+
+    def columns(self, points: ArrayLike) -> tuple[Float[Tensor, "3 n"], int]:
+        """Rows of 2 or 3 coordinates as columns of 3, those of a plane with z = 0; and how many there were.
+
+        Raises:
+            ValueError: as `points`.
         """
         columns, d = as_columns(points)
-        return as_rows(self.map(columns), d)
+        if d == 2 and not self.planar:
+            raise ValueError("points have 2 coordinates, expected 3 as their transform has")
+        return columns, d
 
     def on_grid(
         self, size: Sequence[int], affine: NDArray[np.float64], moving_affine: NDArray[np.float64] | None = None

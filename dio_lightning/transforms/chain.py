@@ -24,6 +24,11 @@ class Chain(Transform):
         """Affines and fields; chains among the parts are opened."""
         return [link for part in self.parts for link in part.links]
 
+    @property
+    def planar(self) -> bool:
+        """Whether all links are."""
+        return all(link.planar for link in self.links)
+
     def __add__(self, after: Transform) -> "Chain":
         """First this one, then `after`."""
         return Chain([self, after])

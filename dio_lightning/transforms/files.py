@@ -1,15 +1,14 @@
 """Transforms in files: whose format a file has, and what else must be known to read it."""
 
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
 
-from dio_lightning.fields.files import Stored, read_displacement, stored
+from dio_lightning.fields.files import FSL_COEFFICIENTS, FSL_FIELD, displacement_of, stored
 from dio_lightning.fields.placing import EXACT
 from dio_lightning.files import replacing
-from dio_lightning.headers import Header, Unreadable
+from dio_lightning.headers import Unreadable
 from dio_lightning.transforms import fsl, itk_files
 from dio_lightning.transforms.chain import Chain
 from dio_lightning.transforms.links import Field
@@ -20,6 +19,14 @@ Format = Literal["itk", "fsl", "learn2reg"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 H5, TEXT, NIFTI = (".h5", ".hdf5", ".hdf"), (".tfm", ".txt"), (".nii.gz", ".nii")
 ENDINGS = (*H5, *TEXT, ".mat", *NIFTI, ".npz")
+
+
+class ImageNeeded(ValueError):
+    """A file that means nothing without an image: its path, and whether that is its fixed or its moving one."""
+
+    def __init__(self, path: Path, which: Literal["fixed", "moving"]) -> None:
+        super().__init__(f"{path} means nothing without the {which} image: name it with --{which}")
+        self.path, self.which = path, which
 
 
 def read_transform(
@@ -38,7 +45,8 @@ def read_transform(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, no such transform, or a grid is missing.
+        ImageNeeded: if a grid is missing.
+        ValueError: if it is damaged, or no such transform.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist, expected a transform")
@@ -49,7 +57,7 @@ def read_transform(
         if ending in (*TEXT, ".mat"):
             return _linear(path, fixed, moving, format)
         return _displacement(path, fixed, moving, format)
-    except Unreadable:
+    except (Unreadable, ImageNeeded):
         raise
     except ValueError as error:
         text = str(error)
@@ -67,7 +75,7 @@ def write_transform(
     """Write a transform; whole or not at all.
 
     ITK's .h5 holds any chain as it is. Where a file holds one field (.nii.gz, .npz), the whole chain is sampled on the
-    fixed grid, or on that of the chain's own first field if no fixed image is named.
+    fixed grid, or on that of the chain's own first field if no fixed image is named; FSL's needs both images.
 
     Args:
         path: .h5, .tfm, .txt, .mat, .nii.gz, .nii or .npz.
@@ -88,7 +96,7 @@ def write_transform(
     if format == "fsl" and ending == ".mat":
         fsl.write_flirt(path, chain, _needed(fixed, "fixed", path), _needed(moving, "moving", path))
     elif format == "fsl":
-        fsl.write_fnirt(path, chain, _own_grid(chain, fixed, path), _needed(moving, "moving", path))
+        fsl.write_fnirt(path, chain, _needed(fixed, "fixed", path), _needed(moving, "moving", path))
     elif format == "learn2reg":
         _write_voxels(path, chain, _own_grid(chain, fixed, path))
     elif ending in NIFTI:
@@ -153,15 +161,14 @@ def _displacement(path: Path, fixed: ImageGrid | None, moving: ImageGrid | None,
     file = stored(path)
     if format == "itk" and not file.world:
         raise ValueError("is no displacement of ITK, expected five axes and NIfTI's intent 1007")
-    intent = _intent(file)
-    if 2007 <= intent <= 2009:
+    if file.intent in FSL_COEFFICIENTS:
         raise ValueError("holds coefficients of FNIRT, expected the field that fnirt --fout writes")
     if file.world and format in (None, "itk"):
         return itk_files.read_field(file)
-    if format == "fsl" or (format is None and intent == fsl.DISPLACEMENT):
+    if format == "fsl" or (format is None and file.intent == FSL_FIELD):
         return fsl.read_fnirt(file, _needed(moving, "moving", path))
     grid = _needed(fixed, "fixed", path)
-    u = read_displacement(path, grid.size, grid.affine)
+    u = displacement_of(file, grid.size, grid.affine)
     return Chain([Field.of_voxels(u[None], grid.affine)])
 
 
@@ -185,12 +192,5 @@ def _own_grid(chain: Chain, fixed: ImageGrid | None, path: Path) -> ImageGrid:
 
 def _needed(grid: ImageGrid | None, which: Literal["fixed", "moving"], path: Path) -> ImageGrid:
     if grid is None:
-        raise ValueError(f"{path} means nothing without the {which} image: name it with --{which}")
+        raise ImageNeeded(path, which)
     return grid
-
-
-def _intent(file: Stored) -> int:
-    if not isinstance(file.header, Header):
-        return 0
-    header: Any = file.header.image.header
-    return int(header["intent_code"]) if isinstance(header, Nifti1Header) else 0

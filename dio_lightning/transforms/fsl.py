@@ -1,9 +1,10 @@
 """FSL's transforms: FLIRT's matrices and FNIRT's relative fields.
 
 FSL counts in millimetres from the first voxel of an image, along its axes; x runs the other way where the axes of the
-image form a right-handed system (the determinant of its affine is positive). So its numbers mean nothing without both
-images. A matrix of FLIRT leads from the moving image ("in") to the fixed one ("ref"); a field of FNIRT is on the fixed
-grid and leads to the moving image.
+image form a right-handed system (the determinant of its affine is positive). What a millimetre is, the header's pixdim
+says alone: neither the length of the affine's columns nor the unit. So its numbers mean nothing without both images. A
+matrix of FLIRT leads from the moving image ("in") to the fixed one ("ref"); a field of FNIRT is on the fixed grid and
+leads to the moving image.
 """
 
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dio_lightning.errors import times
-from dio_lightning.fields.files import Stored
+from dio_lightning.fields.files import FSL_FIELD, Stored
 from dio_lightning.files import write_atomic
 from dio_lightning.transforms.base import Transform
 from dio_lightning.transforms.chain import Chain
@@ -21,21 +22,22 @@ from dio_lightning.transforms.links import Affine, Field
 from dio_lightning.transforms.world import ImageGrid, to_world
 from dio_lightning.volume_files import save_volume
 
-DISPLACEMENT = 2006
-"""NIfTI's intent of FNIRT's displacement fields; its coefficients have 2007 to 2009."""
-
 
 def to_fsl(grid: ImageGrid) -> NDArray:
     """RAS millimetres to FSL's millimetres in an image, (4, 4).
 
     Raises:
-        ValueError: for a plane.
+        ValueError: for a plane, or a pixdim that is not positive.
     """
     if len(grid.size) != 3:
         raise ValueError(f"an image of {times(grid.size)} voxels is a plane, FSL's transforms need volumes")
-    scaled = np.diag([*grid.spacing, 1.0])
+    edges = grid.spacing if grid.pixdim is None else np.array(grid.pixdim)
+    if not (np.isfinite(edges).all() and (edges > 0).all()):
+        what = f"an image of {times(grid.size)} voxels has the pixdim {', '.join(f'{edge:g}' for edge in edges)}"
+        raise ValueError(f"{what}, expected positive numbers: FSL counts in them")
+    scaled = np.diag([*edges, 1.0])
     if np.linalg.det(grid.affine[:3, :3]) > 0:
-        scaled[0] = -grid.spacing[0], 0.0, 0.0, (grid.size[0] - 1) * grid.spacing[0]
+        scaled[0] = -edges[0], 0.0, 0.0, (grid.size[0] - 1) * edges[0]
     return scaled @ np.linalg.inv(grid.affine)
 
 
@@ -76,7 +78,7 @@ def read_fnirt(file: Stored, moving: ImageGrid) -> Chain:
     assert file.header is not None
     if file.values.ndim != 4 or file.values.shape[-1] != 3:
         raise ValueError(f"has shape {times(file.values.shape)}, expected three volumes of a relative field of FSL")
-    fixed = ImageGrid(file.values.shape[:3], file.header.affine)
+    fixed = ImageGrid(file.values.shape[:3], file.header.affine, file.header.pixdim)
     v = torch.from_numpy(np.moveaxis(file.values.astype(np.float64), -1, 0).copy())
     at = fixed.points()
     coordinates = to_world(at, to_fsl(fixed))
@@ -89,4 +91,4 @@ def read_fnirt(file: Stored, moving: ImageGrid) -> Chain:
 def write_fnirt(path: Path, transform: Transform, fixed: ImageGrid, moving: ImageGrid) -> None:
     """Write a whole transform as a relative field on the fixed grid, which applywarp takes (--rel), float32."""
     v = to_world(transform.at(fixed), to_fsl(moving)) - to_world(fixed.points(), to_fsl(fixed))
-    save_volume(path, v.movedim(0, -1).float().numpy(), fixed.affine, intent=DISPLACEMENT)
+    save_volume(path, v.movedim(0, -1).float().numpy(), fixed.affine, intent=FSL_FIELD, pixdim=fixed.pixdim)

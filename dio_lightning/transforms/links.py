@@ -16,6 +16,9 @@ from dio_lightning.transforms.base import Inverse, Transform
 from dio_lightning.transforms.inversion import inverse_displacement, origins
 from dio_lightning.transforms.world import ImageGrid, checked_affine, to_world
 
+LEVEL = 1e-4
+"""Millimetres per millimetre by which a plane's affine may mix z with x and y, as headers of float32 do."""
+
 
 @dataclass(frozen=True, eq=False)
 class Affine(Transform):
@@ -43,6 +46,11 @@ class Affine(Transform):
     def links(self) -> Sequence[Transform]:
         """Itself."""
         return (self,)
+
+    @property
+    def planar(self) -> bool:
+        """Whether planes of one z become such planes."""
+        return bool(max(np.abs(self.matrix[2, :2]).max(), np.abs(self.matrix[:2, 2]).max()) <= LEVEL)
 
     def map(self, points: Float[Tensor, "3 *t"]) -> Float[Tensor, "3 *t"]:
         """M x."""
@@ -112,6 +120,11 @@ class Field(Transform):
     def links(self) -> Sequence[Transform]:
         """Itself."""
         return (self,)
+
+    @property
+    def planar(self) -> bool:
+        """Whether its grid has two dimensions."""
+        return len(self.grid.size) == 2
 
     def map(self, points: Float[Tensor, "3 *t"]) -> Float[Tensor, "3 *t"]:
         """The points x + v(x)."""

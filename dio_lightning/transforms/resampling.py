@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from dio_lightning.fields import sample
 from dio_lightning.headers import Header, Unreadable
 from dio_lightning.transforms.base import Transform
-from dio_lightning.transforms.world import ImageGrid, as_columns, as_rows
+from dio_lightning.transforms.world import ImageGrid, as_rows
 from dio_lightning.volume_files import as_stored
 
 Mode = Literal["linear", "nearest"]
@@ -71,8 +71,11 @@ def warp_points(points: ArrayLike, transform: Transform, to: Literal["moving", "
         points: (n, 3), or (n, 2) in the plane x, y.
         transform: fixed world to moving world.
         to: the image whose points are wanted.
+
+    Raises:
+        ValueError: for another shape, or two coordinates where the transform needs three.
     """
-    given, d = as_columns(points)
+    given, d = transform.columns(points)
     if to == "moving":
         return Moved(as_rows(transform.map(given), d), np.zeros(given.shape[1]))
     origins = transform.origins(given)

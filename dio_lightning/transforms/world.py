@@ -21,6 +21,8 @@ class ImageGrid:
     Attributes:
         size: extents of its 2 or 3 axes.
         affine: (4, 4) float64, voxels to RAS millimetres; of a plane, its first two columns and its last one count.
+        pixdim: edges of a voxel as the header lists them (`Header.pixdim`), for FSL, which asks no affine and no unit
+            for lengths; None: `spacing`.
 
     Raises:
         ValueError: for another dimension, or an affine that is not finite or maps two voxels to one place.
@@ -28,6 +30,7 @@ class ImageGrid:
 
     size: tuple[int, ...]
     affine: NDArray[np.float64]
+    pixdim: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         affine = checked_affine(self.affine, f"a grid of {times(self.size)} voxels")
@@ -42,7 +45,7 @@ class ImageGrid:
     @classmethod
     def of(cls, header: Header) -> "ImageGrid":
         """The grid of an image file."""
-        return cls(header.shape, header.affine)
+        return cls(header.shape, header.affine, header.pixdim)
 
     @property
     def spacing(self) -> NDArray[np.float64]:
