@@ -201,7 +201,7 @@ class VolumePairs(ListedPairs):
     def dataset(self, split: Split) -> Dataset:
         """Pairs of a split, or their slices; those of training are augmented."""
         listed = self.pairs(split)
-        pairs: Dataset = PairList(self.subjects, listed, common=self.common_grid or split == "train")
+        pairs: Dataset = PairList(self.subjects, listed, training=split == "train")
         if self.slicing is not None:
             axis, indices = self.slicing.cuts(listed[0][0], training=split == "train")
             pairs = SlicePairs(pairs, axis, indices)

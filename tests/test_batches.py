@@ -149,7 +149,9 @@ def test_dio_registers_a_batch_of_unlike_pairs_as_one_by_one(d: int, learned: bo
     """Moving images with equal voxels keep their grid, the others of the batch are resampled."""
     torch.manual_seed(0)
     features: FeaturePyramid = UNet(1, 4, (2, 1), d, widths=(4, 8)) if learned else Intensity((2, 1))
-    module, pair = DIO(features, OptimizerLayer((2, 2))), unlike(d)
+    # in double precision, because normalisations of few voxels multiply the rounding of convolutions
+    module, pair = DIO(features.double(), OptimizerLayer((2, 2))), unlike(d)
+    pair |= Pair(fixed=pair["fixed"].double(), moving=pair["moving"].double())
     singles = [one_pair(pair, i) for i in range(5)]
     assert [module.keeps_grid(one) for one in singles] == [True, False, False, False, False]
     assert not module.keeps_grid(pair)
@@ -160,13 +162,15 @@ def test_dio_registers_a_batch_of_unlike_pairs_as_one_by_one(d: int, learned: bo
         for i, one in enumerate(singles):
             alone = module.pyramids(module.work(one), one).moving
             for level, expected in zip(together, alone, strict=True):
-                assert_close(level[i], expected[0], rtol=0, atol=1e-5, msg=f"features of pair {i}")
+                assert_close(level[i], expected[0], rtol=1e-5, atol=1e-5, msg=lambda m: f"features of pair {i}: {m}")
         # beside a pair on two grids, one on one grid is given as if it lay on two
         placed = Pair(**{**on_one, "moving_affine": on_one["affine"]})  # type: ignore[typeddict-item]
         assert_close(module.register(placed), module.register(on_one), rtol=0, atol=1e-5)
         u = module.register(pair)
         for i, one in enumerate(singles):
-            assert_close(u[i : i + 1], module.register(one), rtol=0, atol=1e-4, msg=f"displacement of pair {i}")
+            assert_close(
+                u[i : i + 1], module.register(one), rtol=0, atol=1e-4, msg=lambda m: f"displacement of pair {i}: {m}"
+            )
 
 
 @pytest.mark.parametrize("setting", ["voxel", "max_voxel"])
