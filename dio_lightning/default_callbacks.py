@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 
 from dio_lightning.callbacks.checkpoints import Best, Last
+from dio_lightning.callbacks.dimensions import Dimensions
 from dio_lightning.callbacks.html_report import Report
 from dio_lightning.callbacks.loggers import LoggedResults
 from dio_lightning.callbacks.optimizers import ConfiguredOptimizers
@@ -20,7 +21,7 @@ from dio_lightning.callbacks.writer import FieldWriter
 
 
 def with_defaults(command: str, given: Sequence[Callback], root: Path, config: dict[str, Any]) -> list[Callback]:
-    """Our callbacks, each unless the config names one of its kind; scores first, because they hold the clock.
+    """Our callbacks, each unless the config names one of its kind; scores before others, because they hold the clock.
 
     Args:
         command: fit, validate, test or predict.
@@ -46,7 +47,7 @@ def with_defaults(command: str, given: Sequence[Callback], root: Path, config: d
     others += [ProgressLines(), StopAtSignal()]
     kinds = {type(callback) for callback in given}
     kept = [callback for callback in others if type(callback) not in kinds]
-    everything = [*([] if RegistrationScores in kinds else [RegistrationScores()]), *given, *kept]
+    everything = [Dimensions(), *([] if RegistrationScores in kinds else [RegistrationScores()]), *given, *kept]
     for callback in everything:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str((root / "checkpoints").resolve())

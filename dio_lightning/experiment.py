@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dio_lightning.arguments import ordered, short, without_leftovers
+from dio_lightning.callbacks.dimensions import Dimensions
 from dio_lightning.callbacks.loggers import finish, stay_in
 from dio_lightning.callbacks.run_config import RunConfig
 from dio_lightning.callbacks.scores import RegistrationScores
@@ -113,6 +114,8 @@ class RegistrationCLI(FolderCLI):
         stay_in(root, config["logger"], anew=self.overwrite)
         config["callbacks"] = with_defaults(str(self.subcommand), given, root, config)
         for callback in config["callbacks"]:
+            if isinstance(callback, Dimensions) and (weights := self._config_now["ckpt_path"]) is not None:
+                callback.weights = Path(weights)
             if isinstance(callback, RegistrationScores):
                 callback.config_text, callback.variant = self._config_text, self.variant
         plugins = config["plugins"] or []

@@ -40,7 +40,7 @@ def _write(weights: str, options: Sequence[str], out: Path, shown: tuple[int, in
 
     index, channels, axis = shown
     loaded = load(weights, [*options, "--data.batch_size", "1"])
-    batches = [batch for i, batch in enumerate(loaded.batches(index + 1)) if i == index]
+    batches = [batch for i, batch in enumerate(loaded.batches(index + 1, labels=False)) if i == index]
     if not batches:
         raise ValueError(f"pair is {index}, expected one of the test pairs, which are counted from 0")
     ids, pair = batches[0]

@@ -1,7 +1,10 @@
 """What a look at a data set finds; any data module may answer `check()` with a `Report`."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Severity = Literal["error", "warning", "note"]
 """error: training or testing would fail or be wrong; warning: suspicious; note: good to know."""
@@ -47,3 +50,18 @@ def merged(findings: list[Finding]) -> list[Finding]:
     order = {severity: place for place, severity in enumerate(get_args(Severity))}
     keys = sorted(files, key=lambda key: order[key[0]])
     return [Finding(severity, tuple(files[severity, sentence]), sentence) for severity, sentence in keys]
+
+
+def grey_mask(values: "NDArray") -> str | None:
+    """What to warn of if a mask, some of whose values are above 0, has several of these; None if it has one.
+
+    Such as a map of probabilities: all that is above 0 counts as inside.
+    """
+    inside = values > 0
+    positive = values[inside]
+    largest = float(positive.max())
+    if float(positive.min()) == largest:
+        return None
+    half = float((values > largest / 2).mean())
+    sentence = f"is no mask of two values: {inside.mean():.1%} of its voxels are above 0 and count as inside"
+    return f"{sentence}, {half:.1%} are above half of its largest value {largest:g}"

@@ -12,6 +12,7 @@ from dio_lightning.api import build
 from dio_lightning.callbacks.scores import RegistrationScores
 from dio_lightning.models import weights_path
 from dio_lightning.modules import RegistrationModule
+from dio_lightning.networks.dimension import check_dimension
 from dio_lightning.pair import Pair
 from dio_lightning.scores.registered import ScoreOptions
 from dio_lightning.scores.rows import PairId
@@ -29,12 +30,17 @@ class Loaded:
     given: str = ""
     """What it was loaded by."""
 
-    def batches(self, limit: int | None = None) -> Iterator[tuple[list[PairId], Pair]]:
+    def batches(self, limit: int | None = None, labels: bool = True) -> Iterator[tuple[list[PairId], Pair]]:
         """Test batches on the module's device with the ids of their pairs, `limit` pairs at most.
 
+        Args:
+            limit: of pairs; None: all of them.
+            labels: whether every pair has to have labels to score it by.
+
         Raises:
-            ValueError: if a pair has no labels.
+            ValueError: if a pair has no labels, or not as many dimensions as the method's networks take.
         """
+        source = None if self.weights.suffix in (".yaml", ".yml") else self.weights
         read = 0
         for batch in self.data.test_dataloader():
             count = len(batch["fixed"]) if limit is None else min(len(batch["fixed"]), limit - read)
@@ -43,7 +49,8 @@ class Loaded:
             batch = {key: value[:count] for key, value in batch.items()}
             names = [batch.get(key, [str(read + i) for i in range(count)]) for key in ("fixed_id", "moving_id")]
             ids = [(str(fixed), str(moving)) for fixed, moving in zip(*names, strict=True)]
-            if "fixed_label" not in batch or "moving_label" not in batch:
+            check_dimension(self.module, {ids[0][0]: batch["fixed"].ndim - 2}, source)
+            if labels and ("fixed_label" not in batch or "moving_label" not in batch):
                 raise ValueError(f"the test pair (fixed {ids[0][0]}, moving {ids[0][1]}) has no labels to score it by")
             read += count
             yield ids, self.data.transfer_batch_to_device(batch, self.module.device, 0)

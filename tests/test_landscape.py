@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scans import scene, write
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -152,3 +153,12 @@ def test_the_command_writes_a_picture_a_level_and_distances_by_channel(command, 
         with pytest.raises(SystemExit):
             command("features", config, "--out", out, "--pair", wrong, "--", "--data.test_pairs", "3")
         assert said in capsys.readouterr().err
+
+
+def test_features_of_a_pair_need_no_labels(command, tmp_path, capsys) -> None:
+    for seed, name in enumerate(("one", "two")):
+        write(tmp_path, f"{name}.nii.gz", scene((32, 32), seed).astype(np.float32))
+    (tmp_path / "pairs.csv").write_text("fixed,moving\none.nii.gz,two.nii.gz\n")
+    config = str(ROOT / "experiments/squares/intensity.yaml")
+    command("features", config, "--out", "out", "--", "--data", "PairsCSV", "--data.csv", "pairs.csv")
+    assert "two onto one" in capsys.readouterr().out and (tmp_path / "out/features.csv").is_file()

@@ -8,7 +8,9 @@ from jaxtyping import TypeCheckError
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch.testing import assert_close
 
+from dio_lightning.losses import soft_dice
 from dio_lightning.metrics import dice_linear, dice_per_label, label_sizes, tre, warp_label
+from dio_lightning.metrics.overlap import ranked
 
 # with signatures checked, what they exclude does not reach the function's own error
 REFUSED = (ValueError, TypeCheckError)
@@ -128,3 +130,20 @@ def test_landmarks_that_do_not_match_are_refused():
         tre(u, points, points[..., :2], torch.ones(1, 2))
     with pytest.raises(REFUSED, match="order"):
         tre(u, points, points, torch.ones(1, 2), 2)
+
+
+def test_labels_of_an_atlas_keep_their_dice_under_other_numbers():
+    """Numbers up to 600 million are too many for a table of all of them, which would end the process."""
+    fixed, moving = blobs((9, 10), 4).long(), blobs((9, 10), 4, 1).long()
+    names = torch.tensor([0, 7, 576073732, 576073733, 614454277])
+    one, two = ranked(names[fixed], names[moving])
+    assert torch.equal(one, fixed) and torch.equal(two, moving), "all four labels are there"
+    assert torch.equal(ranked(names[fixed].to(torch.int32), moving)[1] > 0, moving > 0)
+    assert ranked(fixed, moving)[0] is fixed, "small numbers stay as they are"
+    negative = torch.where(fixed == 1, -5, names[fixed])
+    assert torch.equal(ranked(negative)[0] > 0, fixed > 1)
+    for count in (lambda: dice_per_label(names[fixed], names[fixed]), lambda: label_sizes(fixed, 2**30)):
+        with pytest.raises(ValueError, match="give them other numbers"):
+            count()
+    with pytest.raises(ValueError, match="labels go up to 614454277"):
+        soft_dice(names[fixed], names[moving], torch.zeros(1, 2, 9, 10))

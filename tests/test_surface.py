@@ -141,3 +141,14 @@ def test_a_missed_structure_has_no_distance():
     assert hausdorff_per_label(label, label, torch.ones(1, 2), [])[0].shape == (1, 0)
     with pytest.raises(ValueError, match="labels of 1 or more, not 0"):
         hausdorff_per_label(label, label, torch.ones(1, 2), [2, 0])
+
+
+def test_large_numbers_of_labels_change_no_distance():
+    """Boxes were listed for every number up to the largest."""
+    fixed, warped = blobs((12, 11, 10)).long(), blobs((12, 11, 10), seed=1).long()
+    names = torch.tensor([0, 614454277, 9, 70_000])
+    expected = hausdorff_per_label(fixed, warped, torch.ones(1, 3), [1, 2, 3])
+    moved = hausdorff_per_label(names[fixed], names[warped], torch.ones(1, 3), [614454277, 9, 70_000])
+    assert all(torch.equal(a, b) for a, b in zip(expected, moved, strict=True)) and expected[0].isfinite().all()
+    wide = torch.where(fixed == 0, 2**32 + 1, fixed)
+    assert torch.equal(hausdorff_per_label(wide, warped, torch.ones(1, 3), [1, 2, 3])[0], expected[0])

@@ -11,6 +11,7 @@ from data_modules.checking.findings import Findings
 from data_modules.checking.headers import Asked, CaseHeaders, case_headers, usable_header
 from data_modules.checking.landmarks import check_covered
 from data_modules.layout import Case
+from dio_lightning.findings import grey_mask
 from dio_lightning.headers import Header, Unreadable
 
 LARGEST_LABEL = 32767
@@ -103,13 +104,10 @@ def label_map(
     path: Path, values: NDArray, chosen: Mapping[int, int] | None, findings: Findings
 ) -> tuple[NDArray[np.int16] | None, frozenset[int] | None]:
     """A label map with the labels that are chosen, and all labels above 0 of the file; None, and why, if not."""
-    whole = whole_numbers(path, values, findings)
-    if whole is None:
+    numbers = whole_labels(path, values, findings)
+    if numbers is None:
         return None, None
-    stored = present(whole)
-    if not (stored != 0).any():
-        findings.error(path, "is 0 everywhere, expected labels above 0")
-        return None, None
+    whole, stored = numbers
     labels = frozenset(int(value) for value in stored if value > 0)
     if chosen is not None:
         return renumbered(whole, stored, chosen), labels
@@ -120,6 +118,18 @@ def label_map(
         findings.error(path, sentence + (hint if wrong[-1] > LARGEST_LABEL else ""))
         return None, None
     return np.ascontiguousarray(whole, dtype=np.int16), labels
+
+
+def whole_labels(path: Path, values: NDArray, findings: Findings) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Stored labels as integers, and which of them a map has, sorted; None, and why, if they are none or all 0."""
+    whole = whole_numbers(path, values, findings)
+    if whole is None:
+        return None
+    stored = present(whole)
+    if not (stored != 0).any():
+        findings.error(path, "is 0 everywhere, expected labels above 0")
+        return None
+    return whole, stored
 
 
 def whole_numbers(path: Path, values: NDArray, findings: Findings) -> NDArray[np.int64] | None:
@@ -162,14 +172,11 @@ def check_mask(path: Path, values: NDArray, findings: Findings) -> NDArray[np.bo
         return None
     inside = np.ascontiguousarray(values > 0)
     if not inside.any():
-        findings.error(path, "is 0 everywhere, expected a mask with voxels above 0")
+        sentence = "nowhere above 0" if (values < 0).any() else "0 everywhere"
+        findings.error(path, f"is {sentence}, expected a mask with voxels above 0")
         return None
-    positive = values[inside]
-    largest = float(positive.max())
-    if float(positive.min()) != largest:
-        half = float((values > largest / 2).mean())
-        sentence = f"is no mask of two values: {inside.mean():.1%} of its voxels are above 0 and count as inside, "
-        findings.warning(path, f"{sentence}{half:.1%} are above half of its largest value {largest:g}")
+    if sentence := grey_mask(values):
+        findings.warning(path, sentence)
     elif inside.all():
         findings.note(path, "covers every voxel: it masks nothing")
     return inside

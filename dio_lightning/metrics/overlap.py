@@ -10,6 +10,8 @@ from torch import Tensor
 from dio_lightning import ops
 
 LabelMode = Literal["nearest", "linear"]
+FEW = 2**16
+"""Labels up to which a table of all numbers costs nothing beside a map."""
 
 
 def warp_label(
@@ -40,6 +42,9 @@ def dice_per_label(
 
     NaN where a label is absent from the fixed or the moving image (the Learn2Reg rule), so that `nanmean(dim=1)` is the
     score of a pair. A structure that the warp lost scores 0. Without moving_label, the warped label stands for it.
+
+    Raises:
+        ValueError: if k is above `ops.labels.MOST`: `ranked` gives such labels other numbers.
     """
     count = num_labels if num_labels is not None else _largest(fixed_label, warped_label, moving_label)
     fixed, warped, common = ops.overlap_counts(fixed_label, warped_label, count)
@@ -61,6 +66,19 @@ def dice_linear(
 def label_sizes(label: Integer[Tensor, "b 1 *s"], num_labels: int) -> Integer[Tensor, "b k"]:
     """Voxels of labels 1..num_labels in every sample; other values count as background."""
     return ops.label_counts(label, num_labels)
+
+
+def ranked(*labels: Integer[Tensor, "..."]) -> list[Integer[Tensor, "..."]]:
+    """Several maps with small numbers for their labels, one label the same in all of them; 0 and below become 0.
+
+    Maps whose largest label is at most `FEW` come back as they are; in others, such as an atlas that counts to 600
+    million, a label becomes its place among those that are there.
+    """
+    if _largest(*labels) <= FEW:
+        return list(labels)
+    present = torch.cat([label.unique().long() for label in labels]).unique()
+    present = present[present > 0]
+    return [torch.where(label > 0, torch.searchsorted(present, label.long().contiguous()) + 1, 0) for label in labels]
 
 
 def _largest(*labels: Tensor | None) -> int:

@@ -14,6 +14,7 @@ from scipy.ndimage import find_objects
 from scipy.spatial import KDTree
 from torch import Tensor
 
+from dio_lightning.metrics.overlap import FEW
 from dio_lightning.metrics.surface_area import Metric, element_areas
 
 Box = tuple[slice, ...]
@@ -46,9 +47,9 @@ def hausdorff_per_label(
     result = torch.full((2, len(fixed_label), len(labels)), torch.nan, dtype=torch.float64)
     for sample in range(len(fixed_label)):
         millimetres = _metric(spacing[sample], fixed_label.ndim - 2)
-        maps = [_numpy(label[sample, 0]) for label in (fixed_label, warped_label)]
-        boxes = [find_objects(label, max(labels, default=1)) for label in maps]
-        for column, label in enumerate(labels):
+        maps, numbers = _numbered([label[sample, 0] for label in (fixed_label, warped_label)], labels)
+        boxes = [find_objects(label, max(numbers, default=1)) for label in maps]
+        for column, label in enumerate(numbers):
             boxed = [box[label - 1] for box in boxes]
             if boxed[0] is None or boxed[1] is None:
                 continue
@@ -103,5 +104,13 @@ def _metric(spacing: Tensor, d: int) -> Metric:
     return tuple(tuple(map(float, row)) for row in np.linalg.qr(directions, mode="r"))
 
 
-def _numpy(label: Tensor) -> np.ndarray:
-    return label.detach().cpu().clamp(min=0).to(torch.int32).numpy()
+def _numbered(maps: Sequence[Tensor], labels: Sequence[int]) -> tuple[list[np.ndarray], list[int]]:
+    """Maps as int32, and the labels in them; large ones by their place, for boxes are listed up to the largest."""
+    wide = [label.detach().cpu().long() for label in maps]
+    if max(labels, default=1) <= FEW:
+        return [label.clamp(0, FEW + 1).to(torch.int32).numpy() for label in wide], [*labels]
+    arrays = [label.numpy() for label in wide]
+    order = np.unique(np.asarray(labels, dtype=np.int64))
+    places = [np.searchsorted(order, array).clip(max=len(order) - 1) for array in arrays]
+    placed = [np.where(order[at] == array, at + 1, 0) for at, array in zip(places, arrays, strict=True)]
+    return [one.astype(np.int32) for one in placed], [int(at) + 1 for at in np.searchsorted(order, labels)]

@@ -9,6 +9,8 @@ from dio_lightning.ops.choice import implementation, tangents
 
 LARGEST = 2**16
 """Label up to which kernels count."""
+MOST = 2**22
+"""Label up to which anything is counted: there is a number for each, whichever a map has."""
 
 
 def nearest(image: Tensor, points: Tensor, padding: str = "border", relative: bool = False) -> Tensor:
@@ -56,7 +58,12 @@ def reference(image: Tensor, points: Tensor, padding: str, relative: bool) -> Te
 
 
 def label_counts(label: Tensor, count: int) -> Tensor:
-    """Voxels of labels 1..count in every sample of a map of integers (b, ...), (b, count); others are left out."""
+    """Voxels of labels 1..count in every sample of a map of integers (b, ...), (b, count); others are left out.
+
+    Raises:
+        ValueError: if count is above `MOST`.
+    """
+    check_count(count)
     kernels = _kernels(label, count)
     if kernels is not None:
         return kernels.label_counts(label, count)
@@ -67,12 +74,23 @@ def label_counts(label: Tensor, count: int) -> Tensor:
 
 
 def overlap_counts(first: Tensor, second: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`label_counts` of two maps of one shape, and of the voxels where both have the label, each (b, count)."""
+    """`label_counts` of two maps of one shape, and of the voxels where both have the label, each (b, count).
+
+    Raises:
+        ValueError: as `label_counts`.
+    """
+    check_count(count)
     kernels = _kernels(first, count)
     if kernels is not None:
         return kernels.overlap_counts(first, second, count)
     common = label_counts(torch.where(first == second, first, 0), count)
     return label_counts(first, count), label_counts(second, count), common
+
+
+def check_count(count: int) -> None:
+    """Raises ValueError for labels of which a table of all numbers up to the largest would not fit into memory."""
+    if count > MOST:
+        raise ValueError(f"labels go up to {count}, expected {MOST} at most: give them other numbers")
 
 
 def _kernels(label: Tensor, count: int) -> ModuleType | None:

@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from dio_lightning.ops.choice import backward_alone, implementation
+from dio_lightning.ops.labels import check_count
 
 MOST = 256
 """Labels up to which kernels look for each of them in each voxel."""
@@ -27,7 +28,11 @@ def label_sums(fixed: Tensor, moving: Tensor, u: Tensor, count: int) -> tuple[Te
         moving: labels 0..count, (b, 1, *s), warped with border padding.
         u: displacement (b, d, *t) in voxels of float32 or float64.
         count: the largest label.
+
+    Raises:
+        ValueError: as `label_counts`.
     """
+    check_count(count)
     backward_alone("soft Dice", u)
     kernels = implementation("soft_labels", u) if 0 < count <= MOST else None
     if kernels is not None:

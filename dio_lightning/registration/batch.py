@@ -13,6 +13,7 @@ from typing import Any
 
 from dio_lightning.allocation import keep_freed_memory
 from dio_lightning.errors import TERMINATED, debugging, fail, user_message
+from dio_lightning.headers import read_header
 from dio_lightning.registration.command import arguments_of
 from dio_lightning.registration.interrupts import end
 from dio_lightning.registration.progress import Progress, progress
@@ -46,6 +47,7 @@ def batch(options: argparse.Namespace) -> None:
         ]
         _stop(faults)
         worker = Worker(tasks[0].options)
+        _stop(list(worker.faults(tasks)))
         table = Results(options.out, tasks, options.overwrite)
         shown.total(len(tasks))
         for task in tasks:
@@ -88,8 +90,21 @@ class Worker:
             from dio_lightning.api import load
 
             self.module = load(options.model)
+        self._weights = options.model
         method = local_correlation((64, 64, 64)) if self.module is None else deepcopy(self.module)
         changed(method, arguments["transformation"], arguments["terms"])
+
+    def faults(self, tasks: Sequence[Any]) -> Iterator[str]:
+        """A sentence for every image that has not as many dimensions as the networks of the model take."""
+        from dio_lightning.networks.dimension import check_dimension
+
+        if self.module is None:
+            return
+        for path in dict.fromkeys(path for task in tasks for path in (task.options.fixed, task.options.moving)):
+            try:
+                check_dimension(self.module, {str(path): read_header(path).dimension}, self._weights)
+            except ValueError as error:
+                yield str(error)
 
     def __call__(self, task: Any, shown: Progress) -> Mapping[str, Any] | str:  # noqa: ANN401
         """The report of a task, or why it has none."""

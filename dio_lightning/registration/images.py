@@ -23,6 +23,8 @@ def check_images(*paths: Path) -> None:
     for path, header in zip(paths, headers, strict=True):
         check_header(header, str(path))
     check_dimensions({str(path): header.dimension for path, header in zip(paths, headers, strict=True)})
+    for header in headers:
+        check_plane(header)
     for path, header in zip(paths, headers, strict=True):
         checked_values(header.values(), str(path))
 
@@ -37,6 +39,19 @@ def check_formats(also: Sequence[str], export: bool, *paths: Path) -> None:
             raise ValueError(
                 f"{path} has axes that are not at right angles, which ITK does not have: no --check-export"
             )
+
+
+def check_plane(header: Header) -> None:
+    """Raises ValueError for a slice whose transforms no file of ITK could hold: one that is not in the plane x, y."""
+    if header.dimension != 2:
+        return
+    from dio_lightning.transforms.itk_parameters import IN_PLANE
+
+    if np.abs(header.affine[2, :2]).max() > IN_PLANE * np.linalg.norm(header.affine[:3, :2]):
+        raise ValueError(
+            f"{header.path} is a slice that leaves the plane x, y, which ITK's transforms of two dimensions cannot: "
+            "expected an axial one, or an affine that lays it there"
+        )
 
 
 def right_angled(affine: NDArray[np.float64], d: int) -> bool:

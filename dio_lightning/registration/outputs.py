@@ -1,5 +1,6 @@
 """Which files a registration leaves, and what they are called."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,18 @@ class Outputs:
     def all(self) -> list[Path]:
         """Every file that is this registration's own."""
         return [*self.paths.values(), *self.beside]
+
+    @property
+    def earlier(self) -> list[Path]:
+        """What the report that lies here says it was written with, as far as it is there: plain names in its folder."""
+        try:
+            files = json.loads(self.report.read_text(encoding="utf-8"))["files"]
+            names = [*(name for what, name in files.items() if what != "passengers"), *files["passengers"]]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return []
+        plain = [name for name in names if isinstance(name, str) and name not in ("", ".", "..")]
+        paths = [self.report.parent / name for name in plain if Path(name).name == name]
+        return [path for path in paths if path.is_file()]
 
     def passenger(self, file: Path) -> Path:
         """Where another image that is warped goes."""

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -64,7 +65,7 @@ def page_of(pair: Upright, title: str, report: Mapping[str, Any], curves: Sequen
         curves: of every deformable stage.
     """
     quality, text = report["quality"], json.dumps(report, indent=2)
-    numbers = {} if pair.dice is None else {"mean Dice": (f"{pair.dice[0]:.3f}", f"{pair.dice[1]:.3f}")}
+    numbers = {} if pair.dice is None else {"mean Dice": (_said(pair.dice[0]), _said(pair.dice[1]))}
     solves: list[Block] = [Plot(curves_svg(one), CAPTION) for one in curves if one.residual]
     run = {name: str(report[name]) for name in ("command", "fixed", "moving", "method") if report.get(name)}
     run |= {"warnings": "; ".join(report.get("warnings", [])) or "none"}
@@ -91,17 +92,22 @@ CAPTION = (
 def _chips(report: Mapping[str, Any]) -> dict[str, str]:
     quality, inverse = report["quality"], report["inverse"]
     chips = {
-        "mutual information": f"{quality['start']:.3f} → {quality['information']:.3f}",
-        "overlap": f"{quality['overlap']:.3f}",
-        "folds (%)": f"{quality['folds']:.4f}",
-        "SD log J": f"{quality['std_logj']:.3f}",
+        "mutual information": f"{_said(quality['start'])} → {_said(quality['information'])}",
+        "overlap": _said(quality["overlap"]),
+        "folds (%)": _said(quality["folds"], 4),
+        "SD log J": _said(quality["std_logj"]),
     }
     if "landmarks_mm" in report:
         chips["landmarks (mm)"] = "{before:.2f} → {after:.2f}".format(**report["landmarks_mm"])
-    chips |= {name: f"{value:.3f}" for name, value in report.get("scores", {}).items()}
+    chips |= {name: _said(value) for name, value in report.get("scores", {}).items()}
     if inverse["mean_mm"] is not None:
         chips["inverse (mm)"] = f"{inverse['mean_mm']:.3f}"
     return chips | ({"seconds": f"{report['seconds']:.1f}"} if "seconds" in report else {})
+
+
+def _said(value: float | None, digits: int = 3) -> str:
+    """A number as text; a dash for one that is missing, as the Dice of maps that have no label in common."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def _stages(report: Mapping[str, Any]) -> Table:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from dio_lightning.layers import Observer, Run
 from dio_lightning.losses import Term
 from dio_lightning.modules import RegistrationModule
+from dio_lightning.networks.dimension import check_dimension
 from dio_lightning.ops import chosen
 from dio_lightning.registration.deformable import changed, deform, local_correlation
 from dio_lightning.registration.given import Given, Scans, given, masked
@@ -221,4 +222,6 @@ def _module(
         from dio_lightning.api import load
 
         module = load(model)
+    images = {scan.name: len(scan.grid.size) for scan in scans}
+    check_dimension(module, images, model if isinstance(model, str | Path) else None)
     return changed(module, transformation, terms, any(scan.mask is not None for scan in scans)).eval()

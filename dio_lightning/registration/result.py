@@ -133,6 +133,7 @@ class Registration:
         passengers: Mapping[Path, Callable[[Path], object]] | None = None,
         notes: Mapping[str, Any] | None = None,
         examine: Examine | None = None,
+        keep: Sequence[Path] = (),
     ) -> list[Path]:
         """Write the image, transforms, a picture and reports: warped.nii.gz to report.json, as `Outputs` names them.
 
@@ -143,11 +144,12 @@ class Registration:
 
         Args:
             to: a folder, or names of the files.
-            overwrite: replace files that are there.
+            overwrite: replace files that are there; those of the result before that this one does not have are removed.
             passengers: what writes further files, by their paths; each is given a path to write to.
             notes: what the report says besides.
             examine: is given the written transform and warped image before they take their places; what it says of them
                 is the report's "export".
+            keep: files that stay, whatever an earlier result's report says of them, as the two images do.
 
         Returns:
             The files.
@@ -161,6 +163,7 @@ class Registration:
         paths = {what: path for what, path in outputs.paths.items() if fields.links or what != "displacement"}
         files = [*paths.values(), *passengers, *outputs.beside]
         expect_free([*outputs.all, *passengers], overwrite)
+        earlier, stay = outputs.earlier, {Path(path).resolve() for path in (*keep, self.fixed.name, self.moving.name)}
         from dio_lightning.registration.picture import title_of, write_page
 
         # the report comes last to its place
@@ -180,8 +183,9 @@ class Registration:
                     temporary[paths["page"]], pair, title_of(self.fixed, self.moving), _plain(report), self.curves
                 )
             temporary[outputs.report].write_text(json.dumps(_plain(report), indent=2) + "\n", encoding="utf-8")
-        for path in {*outputs.paths.values()} - {*files}:
-            path.unlink(missing_ok=True)  # of an earlier result, to whose affine it belonged
+        for path in {*outputs.paths.values(), *earlier} - {*files}:
+            if path.resolve() not in stay:
+                path.unlink(missing_ok=True)  # of an earlier result, to whose transform it belonged
         for path, text in outputs.shared.items():
             if not path.exists():
                 write_atomic(path, text)

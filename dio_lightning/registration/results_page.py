@@ -72,7 +72,7 @@ def _said(row: Row, name: str) -> str:
     value, before = _number(row, name), _number(row, "start") if name == "information" else None
     text = NUMBERS[name][1]
     if value is None:
-        return ""
+        return "–"
     return text.format(value) if before is None else f"{text.format(before)} → {text.format(value)}"
 
 

@@ -1,5 +1,6 @@
 """An image and where it lies: whatever a user has, checked before anything is done with it."""
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dio_lightning.findings import grey_mask
 from dio_lightning.headers import Header, header_of, read_header
 from dio_lightning.intensities import between, limits
 from dio_lightning.registration.images import check_header, checked_values
@@ -77,16 +79,23 @@ class Scan:
         return other
 
     def masked(self, image: Image) -> "Scan":
-        """The scan with a mask: where the image is not 0, voxels count.
+        """The scan with a mask: where the image is above 0, voxels count, as data modules have it.
+
+        One of several values above 0, such as a map of probabilities, is warned of.
 
         Raises:
             FileNotFoundError, ValueError: if it is no image on the same voxels, holds none of them, or holds only such
                 where this image is the same.
         """
         mask = self.companion(image, f"the mask of {self.name}", contrast=False)
-        inside = mask.values != 0
+        inside = mask.values > 0
         if not bool(inside.any()):
-            raise ValueError(f"{mask.name} is 0 everywhere, expected other numbers where {self.name} counts")
+            raise ValueError(
+                f"{mask.name} is {'0 everywhere' if bool((mask.values == 0).all()) else 'nowhere above 0'}, expected "
+                f"numbers above 0 where {self.name} counts"
+            )
+        if sentence := grey_mask(mask.values.numpy()):
+            warnings.warn(f"{mask.name} {sentence}", stacklevel=2)
         counted = self.values[inside]
         if counted.min() == counted.max():
             raise ValueError(f"{self.name} is {counted[0]:g} wherever {mask.name} holds it, expected some contrast")

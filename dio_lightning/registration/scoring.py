@@ -1,6 +1,6 @@
 """Scores of a result where something of the truth is given: label maps and landmarks of both images."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dio_lightning.headers import read_header
 from dio_lightning.metrics import dice_per_label
+from dio_lightning.metrics.overlap import ranked
 from dio_lightning.registration.result import Registration
 from dio_lightning.registration.scan import Scan
 from dio_lightning.transforms import ImageGrid
@@ -42,9 +43,10 @@ class Truth:
         """The label maps as the page of a result draws them, on the voxels of their images."""
         if self.labels is None:
             return None
+        maps = ranked(*(_labels(read_header(path).values()) for path in self.labels))
         fixed, moving = (
-            replace(Scan.of(path, name="a label map", contrast=False), grid=scan.grid)
-            for path, scan in zip(self.labels, (result.fixed, result.moving), strict=True)
+            Scan(values.float(), scan.grid, None, "a label map")
+            for values, scan in zip(maps, (result.fixed, result.moving), strict=True)
         )
         return fixed, moving
 
@@ -52,13 +54,21 @@ class Truth:
 def dice(result: Registration, fixed: Path, moving: Path) -> float:
     """Mean Dice over the labels that both maps have, the moving one warped by its nearest voxels; NaN without any."""
     warped = np.asarray(result.warp_labels(moving).dataobj).reshape(result.fixed.grid.size)
-    maps = [_labels(read_header(path).values()) for path in (fixed, moving)]
-    return dice_per_label(maps[0], _labels(warped), maps[1]).nanmean().item()
+    one, two = (_labels(read_header(path).values()) for path in (fixed, moving))
+    one, carried, two = ranked(one, _labels(warped), two)
+    return dice_per_label(one, carried, two).nanmean().item()
 
 
 def tre(result: Registration, fixed: ArrayLike, moving: ArrayLike) -> float:
-    """Mean distance in mm between where the transform takes fixed landmarks (n, d), in voxels, and the moving ones."""
-    world = [_world(np.asarray(points), scan.grid) for points, scan in ((fixed, result.fixed), (moving, result.moving))]
+    """Mean distance in mm between where the transform takes fixed landmarks (n, d), in voxels, and the moving ones.
+
+    Raises:
+        ValueError: if there are not as many of both.
+    """
+    fixed, moving = np.asarray(fixed), np.asarray(moving)
+    if fixed.shape != moving.shape:
+        raise ValueError(f"{len(fixed)} fixed landmarks do not match {len(moving)} moving ones")
+    world = [_world(points, scan.grid) for points, scan in ((fixed, result.fixed), (moving, result.moving))]
     return float(np.linalg.norm(result.warp_points(world[0]) - world[1], axis=1).mean())
 
 

@@ -95,7 +95,9 @@ def single(
     writers = [partial(save_image, image=image) for image in images]
     writers += [partial(file.write_warped, result=result) for file in points]
     passengers = dict(zip(targets, writers, strict=True))
-    written = result.save(outputs, options.overwrite, passengers=passengers, notes=said, examine=look)
+    keep = [path for value in vars(options).values() for path in (value if isinstance(value, list) else [value])]
+    keep = [path for path in keep if isinstance(path, Path)]
+    written = result.save(outputs, options.overwrite, passengers=passengers, notes=said, examine=look, keep=keep)
     return Outcome(json.loads(outputs.report.read_text(encoding="utf-8")), written)
 
 

@@ -117,6 +117,8 @@ def _mass(scan: Scan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if scan.mask is not None:
         inside &= scan.mask[0, 0]
     points = scan.grid.points()[:, inside]
+    if points.shape[1] < 2:  # one point has a place and no extent; none, where a mean is rounded up, has not even that
+        return points.mean(1).numpy() if len(points[0]) else scan.grid.centre, np.zeros((3, 3))
     return points.mean(1).numpy(), torch.cov(points).numpy()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from dio_lightning.errors import user_message
 from dio_lightning.fields.names import own_names
 from dio_lightning.headers import Header, read_header
-from dio_lightning.registration.images import check_dimensions, check_formats, check_header
+from dio_lightning.registration.images import check_dimensions, check_formats, check_header, check_plane
 from dio_lightning.registration.outputs import Outputs
 from dio_lightning.registration.scoring import Truth
 from dio_lightning.registration.single import outputs_of, targets_of
@@ -131,21 +131,23 @@ def _fingerprint(options: argparse.Namespace, files: Sequence[Path]) -> str:
 
 
 def _faults(fixed: Any, moving: Any, options: argparse.Namespace) -> Iterator[str]:  # noqa: ANN401
-    """What is wrong with two cases, as far as headers and landmarks tell."""
+    """What is wrong with two cases, as far as headers, label maps, masks and landmarks tell."""
     headers: dict[str, Header] = {}
     for case in (fixed, moving):
         for kind, path in case.volumes.items():
             try:
                 header = read_header(path)
                 check_header(header, str(path))
+                check_plane(header)
             except (OSError, ValueError) as error:
                 yield user_message(error) or str(error)
                 continue
+            if kind != "image":
+                yield from _wrong_values(kind, path, path.stat().st_mtime_ns)
             image = headers.setdefault(str(case.image), header) if kind == "image" else headers.get(str(case.image))
             if image is not None and not ImageGrid.of(header).like(ImageGrid.of(image)):
                 yield f"{path} lies on another grid than {case.image}, expected the same voxels"
-        if case.keypoints is not None and str(case.image) in headers:
-            yield from _read_points(case, headers[str(case.image)].shape)[1]
+    yield from _wrong_points([(case, headers.get(str(case.image))) for case in (fixed, moving)])
     try:
         check_dimensions({name: header.dimension for name, header in headers.items()})
         check_formats(options.also, options.check_export, *map(Path, headers))
@@ -153,6 +155,37 @@ def _faults(fixed: Any, moving: Any, options: argparse.Namespace) -> Iterator[st
         yield str(error)
     if options.prompt_label and None in (fixed.label, moving.label):
         yield f"--prompt-label names labels, but {fixed.image} and {moving.image} have not both a label map"
+
+
+@cache
+def _wrong_values(kind: str, path: Path, changed: int) -> list[str]:
+    """What is wrong with the values of a label map or a mask, by the rules of the data modules; read once a table."""
+    rules = import_module("data_modules.checking.volumes")
+    findings = import_module("data_modules.checking.findings").Findings()
+    try:
+        values = read_header(path).values()
+    except ValueError as error:
+        return [str(error)]
+    if kind == "mask":
+        rules.check_mask(path, values, findings)
+    elif (numbers := rules.whole_labels(path, values, findings)) is not None and numbers[1][0] < 0:
+        findings.error(path, f"has the value {numbers[1][0]}, expected 0 and labels above it")
+    return findings.sentences("error")
+
+
+def _wrong_points(cases: Sequence[tuple[Any, Header | None]]) -> Iterator[str]:
+    """What is wrong with the landmarks of two cases; None: a case whose header says nothing."""
+    counts: dict[Path, int] = {}
+    for case, header in cases:
+        if case.keypoints is not None and header is not None:
+            points, sentences = _read_points(case, header.shape)
+            yield from sentences
+            counts |= {} if points is None else {case.keypoints: len(points)}
+    if len(counts) == 2:
+        findings = import_module("data_modules.checking.findings").Findings()
+        (one, expected), (two, count) = counts.items()
+        import_module("data_modules.checking.headers").check_counts(two, count, one, expected, findings)
+        yield from findings.sentences("error")
 
 
 def _points(case: Any) -> Any:  # noqa: ANN401
