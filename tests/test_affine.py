@@ -24,7 +24,7 @@ from dio_lightning.layers import OptimizerLayer
 from dio_lightning.level import Level
 from dio_lightning.losses import Dice, Objective
 from dio_lightning.modules import DIO
-from dio_lightning.ops import match
+from dio_lightning.ops import match, variances
 from dio_lightning.transformations import Affine, Diffeomorphism, FreeForm, StationaryVelocity
 from dio_lightning.updates import Descent, GaussNewton
 
@@ -239,7 +239,7 @@ def test_dense_models_are_what_they_were(size, model) -> None:
     leaf = z.clone().requires_grad_()
     u = exponential(leaf, 3) if isinstance(model, StationaryVelocity) else leaf
     assert torch.equal(model.displacement(z, size), u.detach())
-    slope = match(fixed, moving, u.detach())[1] / fixed.flatten(2).var(dim=2).mean(1).view(-1, *[1] * (z.ndim - 1))
+    slope = match(fixed, moving, u.detach())[1] / variances(fixed).mean(1).view(-1, *[1] * (z.ndim - 1))
     if isinstance(model, StationaryVelocity):
         (slope,) = torch.autograd.grad(u, leaf, slope)
     with torch.no_grad():

@@ -142,7 +142,8 @@ def test_weights_of_another_dimension_are_one_sentence_before_any_work(command, 
         d = 3 if image == solid else 2
         lines = refused(command, capsys, image, image, "--out", "out", "--model", model)
         assert len(lines) == 1 and lines[0].endswith(f"{sentence}{image} has {d}")
-        Path("pairs.csv").write_text(f"fixed,moving\n{image},{image}\n")
+        other = write(tmp_path, f"other_{d}.nii.gz", scene((12,) * d).astype(np.float32))
+        Path("pairs.csv").write_text(f"fixed,moving\n{image},{other}\n")
         lines = refused(command, capsys, "--csv", "pairs.csv", "--out", "out", "--model", model)
         assert len(lines) == 1 and lines[0].endswith(f"{sentence}{image} has {d}")
     assert not (tmp_path / "out").exists()
