@@ -184,7 +184,9 @@ def test_what_comes_back_to_a_part_lies_as_it_does(last) -> None:
     parts = [torch.rand(2, c, 3, 4, 5, dtype=torch.float64, requires_grad=True) for c in (2, 3)]
     given = [blocks.channels_last(x) if last else x for x in parts]
     joined = joining.beside(*given)
-    assert torch.equal(joined, torch.cat(given, 1))
+    assert torch.equal(joined, torch.cat(given, 1)) and joined.stride() == torch.cat(given, 1).stride()
+    single = joining.beside(*(x[:1] for x in given))
+    assert single.stride() == torch.cat([x[:1] for x in given], 1).stride(), "which one sample may lose"
     of = torch.rand_like(joined)
     for slope, expected in zip(torch.autograd.grad(joined, given, of), of.split([2, 3], 1), strict=True):
         assert torch.equal(slope, expected)

@@ -145,7 +145,9 @@ def test_weights_of_another_dimension_are_one_sentence_before_any_work(command, 
         other = write(tmp_path, f"other_{d}.nii.gz", scene((12,) * d).astype(np.float32))
         Path("pairs.csv").write_text(f"fixed,moving\n{image},{other}\n")
         lines = refused(command, capsys, "--csv", "pairs.csv", "--out", "out", "--model", model)
-        assert len(lines) == 1 and lines[0].endswith(f"{sentence}{image} has {d}")
+        assert [
+            line.endswith(f"{sentence}{path} has {d}") for line, path in zip(lines, (image, other), strict=False)
+        ] == [True] * 2
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="DIO is made for 2 dimensions, the fixed image has 3"):
         register(scene((12,) * 3), scene((12,) * 3), model=dio_lightning.load(SLICES))

@@ -21,8 +21,7 @@ def join(block: nn.Module, coarse: Float[Tensor, "b c *t"], skip: Float[Tensor, 
     """A block of the nearest neighbours of `coarse` on the grid of `skip`, followed by the channels of `skip`.
 
     On CPUs a convolution of 3^d that starts the block is split: of the skip it is as ever, of the nearest neighbours a
-    transposed one of 4^d, which has 8/27 of the products in 3-D. Results differ by rounding, so that one in 16 bits is
-    split in training alone.
+    transposed one of 4^d, which has 8/27 of the products in 3-D. Results differ by rounding.
     """
     convolution, *rest = _parts(block)
     if not _splits(convolution, coarse, skip):
@@ -37,7 +36,7 @@ def join_normalised(
     """A normalisation and more of the channels of `skip`, followed by the nearest neighbours of `coarse`.
 
     In training on CPUs it is split as in `join`, where no group has channels of both: neighbours that are repeated have
-    the moments of those that are not.
+    the moments of those that are not. In use it is not, since a solve multiplies the rounding of features.
     """
     norm, convolution, *rest = _parts(block)
     if not (torch.is_grad_enabled() and _whole_groups(norm, skip, coarse) and _splits(convolution, coarse, skip)):
@@ -62,7 +61,7 @@ class _Apart(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-        return x.view_as(x)
+        return x.expand_as(x)  # a view of its size may have another stride where there is a single sample
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
@@ -70,7 +69,7 @@ class _Apart(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:  # noqa: ANN401
-        return tangents[0].view_as(tangents[0])
+        return tangents[0].expand_as(tangents[0])
 
 
 def nearest(coarse: Float[Tensor, "b c *t"], size: Sequence[int]) -> Float[Tensor, "b c *s"]:
@@ -148,5 +147,4 @@ def _splits(layer: nn.Module, coarse: Tensor, skip: Tensor) -> TypeGuard[nn.Conv
         return False
     if coarse.is_cuda:
         return SPLIT_ON_CUDA and not torch.is_grad_enabled()
-    rounded = torch.is_autocast_enabled("cpu")
-    return coarse.device.type == "cpu" and (not rounded or (torch.is_grad_enabled() and min(coarse.shape[2:]) > 3))
+    return coarse.device.type == "cpu" and (min(coarse.shape[2:]) > 3 or not torch.is_autocast_enabled("cpu"))

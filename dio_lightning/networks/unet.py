@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -83,7 +84,8 @@ class VxmUNet(nn.Module):
         skips, x = [], channels_last(x)
         for block in self.encoder:
             skips.append(block(x))
-            x = self.pool(skips[-1])
+            with torch.autocast(x.device.type, enabled=False):  # which pools in float32, to the same values
+                x = self.pool(skips[-1])
         return self.decoder[0](x), skips
 
     def decode(self, bottom: Tensor, skips: Sequence[Tensor]) -> Tensor:
