@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dio_lightning.features import LKU, LKUE, MIND, FeatureNetwork, Intensity, UNet, UNetE, mind
+from dio_lightning.features.blocks import double_conv, of_image
 
 NETWORKS = [UNet, LKU, UNetE, LKUE]
 SIZES = [(18, 25), (16, 16), (9, 18, 11)]
@@ -130,3 +131,40 @@ def test_levels_that_do_not_exist_are_refused() -> None:
         Intensity((4, 2))(image((8, 8)), levels=(1,))
     with pytest.raises(ValueError, match="channels >= in_channels"):
         UNet(in_channels=12, channels=8, residual=True)
+
+
+@pytest.mark.parametrize("size", [(5, 6), (1, 7), (4, 5, 6), (1, 1, 3)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_normalisation_moves_into_the_convolution_of_an_image(size, channels) -> None:
+    torch.manual_seed(0)
+    block = double_conv(len(size), channels, 4, 3).double()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter)
+    image = torch.rand(2, channels, *size, dtype=torch.float64)
+    ours, theirs = of_image(block, image), block(image)
+    assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    of, parameters = torch.randn_like(ours), list(block.parameters())
+    slopes, expected = (torch.autograd.grad(y, parameters, of) for y in (ours, theirs))
+    assert_close(slopes, expected, rtol=1e-8, atol=1e-8)
+    followed = image.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(of_image(block, followed), followed, of)
+    assert_close(slope, torch.autograd.grad(block(followed), followed, of)[0])
+    with torch.no_grad():
+        assert torch.equal(of_image(block, image), block(image)), "published features keep their digits"
+
+
+def test_a_block_that_something_is_wrapped_around_is_left_whole() -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self, block: torch.nn.Module) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x)
+
+    network, image = UNet(channels=4, levels=[2, 1], spatial_dims=2, widths=(4, 8)), torch.rand(1, 1, 12, 16)
+    expected = network(image)
+    network.encoder[0] = Wrapped(network.encoder[0])
+    network.decoder["1"] = Wrapped(network.decoder["1"])
+    for ours, theirs in zip(network(image), expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-3, atol=1e-4)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dio_lightning import ops
-from dio_lightning.networks.blocks import channels_last, conv
+from dio_lightning.networks.blocks import channels_last, conv, too_small
+from dio_lightning.networks.joining import through, two_and_more
 
 
 class GroupNorm(nn.GroupNorm):
@@ -39,6 +40,25 @@ def norm_conv(spatial_dims: int, inputs: int, outputs: int) -> nn.Sequential:
 def double_conv(spatial_dims: int, inputs: int, middle: int, outputs: int) -> nn.Sequential:
     """Two norm_conv."""
     return nn.Sequential(norm_conv(spatial_dims, inputs, middle), norm_conv(spatial_dims, middle, outputs))
+
+
+def of_image(block: nn.Module, image: Tensor) -> Tensor:
+    """A `double_conv` of an image to which no slope goes.
+
+    In training the weights of its first normalisation are moved into those of the convolution behind it, its biases
+    beside a channel of ones: as they stand, their slopes take that of the whole image.
+    """
+    norm, layer, *rest = two_and_more(block)
+    if not (isinstance(norm, nn.GroupNorm) and norm.affine and isinstance(layer, nn.Conv2d | nn.Conv3d)):
+        return block(image)
+    if image.requires_grad or not torch.is_grad_enabled() or too_small(layer, image):
+        return block(image)
+    weight, each = layer.weight, (-1, *[1] * (image.ndim - 2))
+    biases = (weight * norm.bias.view(each)).sum(1, keepdim=True)
+    folded = torch.cat([weight * norm.weight.view(each), biases], 1)
+    x = ops.group_norm(image, norm.num_groups, eps=norm.eps)
+    x = channels_last(torch.cat([x, torch.ones_like(x[:, :1])], 1))
+    return through(rest, layer._conv_forward(x, folded, None))
 
 
 def conv_norm(spatial_dims: int, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

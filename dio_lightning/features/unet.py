@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from dio_lightning.features.blocks import double_conv, norm_conv
+from dio_lightning.features.blocks import double_conv, norm_conv, of_image
 from dio_lightning.features.learned import FeatureNetwork, Precision
 from dio_lightning.networks.blocks import conv, max_pool
 from dio_lightning.networks.joining import join_normalised
@@ -60,7 +60,7 @@ class UNet(FeatureNetwork):
 
     def network(self, image: Tensor, levels: tuple[int, ...]) -> dict[int, Tensor]:
         """Head output of each asked level; the decoder stops at the finest of them."""
-        skips = [self.encoder[0](image)]
+        skips = [of_image(self.encoder[0], image)]
         for block in self.encoder[1:]:
             skips.append(block(self.pool(skips[-1])))
         x, level, features = skips.pop(), self.deepest, {}

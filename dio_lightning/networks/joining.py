@@ -23,11 +23,11 @@ def join(block: nn.Module, coarse: Float[Tensor, "b c *t"], skip: Float[Tensor, 
     On CPUs a convolution of 3^d that starts the block is split: of the skip it is as ever, of the nearest neighbours a
     transposed one of 4^d, which has 8/27 of the products in 3-D. Results differ by rounding.
     """
-    convolution, *rest = _parts(block)
+    convolution, *rest = parts_of(block)
     if not _splits(convolution, coarse, skip):
         return block(beside(nearest(coarse, skip.shape[2:]), skip))
     below, weight = coarse.shape[1], convolution.weight
-    return _through(rest, split(convolution, coarse, skip, weight[:, :below], weight[:, below:]))
+    return through(rest, split(convolution, coarse, skip, weight[:, :below], weight[:, below:]))
 
 
 def join_normalised(
@@ -38,13 +38,13 @@ def join_normalised(
     In training on CPUs it is split as in `join`, where no group has channels of both: neighbours that are repeated have
     the moments of those that are not. In use it is not, since a solve multiplies the rounding of features.
     """
-    norm, convolution, *rest = _parts(block)
+    norm, convolution, *rest = two_and_more(block)
     if not (torch.is_grad_enabled() and _whole_groups(norm, skip, coarse) and _splits(convolution, coarse, skip)):
         return block(beside(skip, nearest(coarse, skip.shape[2:])))
     above = skip.shape[1]
     skip, coarse = _normalised(norm, skip, slice(above)), _normalised(norm, coarse, slice(above, None))
     of_skip, of_coarse = convolution.weight[:, :above], convolution.weight[:, above:]
-    return _through(rest, split(convolution, coarse, skip, of_coarse, of_skip))
+    return through(rest, split(convolution, coarse, skip, of_coarse, of_skip))
 
 
 def beside(*parts: Float[Tensor, "b _ *s"]) -> Float[Tensor, "b c *s"]:
@@ -96,12 +96,19 @@ def _twice(coarse: Sequence[int], fine: Sequence[int]) -> bool:
     return all(n == 2 * below for n, below in zip(fine, coarse, strict=True))
 
 
-def _parts(block: nn.Module) -> list[nn.Module]:
+def parts_of(block: nn.Module) -> list[nn.Module]:
     """What a sequence consists of; one that something is wrapped around (FSDP) is left whole."""
-    return [part for child in block for part in _parts(child)] if type(block) is nn.Sequential else [block]
+    return [part for child in block for part in parts_of(child)] if type(block) is nn.Sequential else [block]
 
 
-def _through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+def two_and_more(block: nn.Module) -> list[nn.Module]:
+    """`parts_of`, of which a block that is whole is the first, and the second does nothing."""
+    parts = parts_of(block)
+    return parts if len(parts) > 1 else [*parts, nn.Identity()]
+
+
+def through(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """What the modules make of x, one after the other."""
     for module in modules:
         x = module(x)
     return x
