@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from dio_lightning.features import LKU, LKUE, MIND, FeatureNetwork, Intensity, UNet, UNetE, mind
 from dio_lightning.features.blocks import double_conv, of_image
+from dio_lightning.networks import blocks, joining
 
 NETWORKS = [UNet, LKU, UNetE, LKUE]
 SIZES = [(18, 25), (16, 16), (9, 18, 11)]
@@ -168,3 +169,16 @@ def test_a_block_that_something_is_wrapped_around_is_left_whole() -> None:
     network.decoder["1"] = Wrapped(network.decoder["1"])
     for ours, theirs in zip(network(image), expected, strict=True):
         assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_convolutions_whose_weights_lie_in_parts_are_called(monkeypatch) -> None:
+    """`fully_shard` makes each layer one of a class of its own, which fetches weights when it is called."""
+    monkeypatch.setattr(joining, "LEAST", 1)
+    network, image = UNet(channels=4, levels=[2, 1], spatial_dims=2, widths=(8, 16)), torch.rand(1, 1, 12, 16)
+    expected, called = network(image), []
+    for layer in [part for part in network.modules() if isinstance(part, blocks.Conv2d)]:
+        layer.__class__ = type("Split", (blocks.Conv2d,), {})
+        layer.register_forward_hook(lambda module, *_: called.append(module))
+    for ours, theirs in zip(network(image), expected, strict=True):
+        assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert len(called) == len({*called}) == sum(isinstance(part, blocks.Conv2d) for part in network.modules())

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dio_lightning import ops
 from dio_lightning.networks.blocks import channels_last, conv, too_small
-from dio_lightning.networks.joining import through, two_and_more
+from dio_lightning.networks.joining import plain, through, two_and_more
 
 
 class GroupNorm(nn.GroupNorm):
@@ -49,7 +49,7 @@ def of_image(block: nn.Module, image: Tensor) -> Tensor:
     beside a channel of ones: as they stand, their slopes take that of the whole image.
     """
     norm, layer, *rest = two_and_more(block)
-    if not (isinstance(norm, nn.GroupNorm) and norm.affine and isinstance(layer, nn.Conv2d | nn.Conv3d)):
+    if not (isinstance(norm, nn.GroupNorm) and norm.affine and plain(layer)):
         return block(image)
     if image.requires_grad or not torch.is_grad_enabled() or too_small(layer, image):
         return block(image)

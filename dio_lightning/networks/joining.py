@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from dio_lightning import ops
-from dio_lightning.networks.blocks import channels_last
+from dio_lightning.networks.blocks import Conv2d, Conv3d, channels_last
 
 SPLIT_ON_CUDA = False
 LEAST = 2**12
@@ -146,9 +146,17 @@ def _whole_groups(norm: nn.Module, *parts: Tensor) -> TypeGuard[nn.GroupNorm]:
     return all(x.shape[1] * norm.num_groups % norm.num_channels == 0 for x in parts)
 
 
+def plain(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
+    """Whether this is a convolution whose weights may be taken without calling it.
+
+    Not one of a derived class: its weights may lie in parts on several processes (`fully_shard`), or its call do more.
+    """
+    return type(layer) in (Conv2d, Conv3d, nn.Conv2d, nn.Conv3d)
+
+
 def _splits(layer: nn.Module, coarse: Tensor, skip: Tensor) -> TypeGuard[nn.Conv2d | nn.Conv3d]:
     """Whether `split` is right, and faster."""
-    if not isinstance(layer, nn.Conv2d | nn.Conv3d) or set(layer.kernel_size) != {3} or set(layer.stride) != {1}:
+    if not plain(layer) or set(layer.kernel_size) != {3} or set(layer.stride) != {1}:
         return False
     if not _twice(coarse.shape[2:], skip.shape[2:]) or coarse[0, 0].numel() < LEAST:
         return False
