@@ -136,7 +136,8 @@ def test_levels_that_do_not_exist_are_refused() -> None:
 
 @pytest.mark.parametrize("size", [(5, 6), (1, 7), (4, 5, 6), (1, 1, 3)])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_normalisation_moves_into_the_convolution_of_an_image(size, channels) -> None:
+def test_a_normalisation_moves_into_the_convolution_of_an_image(size, channels, monkeypatch) -> None:
+    monkeypatch.setattr(joining, "LEAST", 1)
     torch.manual_seed(0)
     block = double_conv(len(size), channels, 4, 3).double()
     for parameter in block.parameters():
@@ -144,6 +145,7 @@ def test_a_normalisation_moves_into_the_convolution_of_an_image(size, channels) 
     image = torch.rand(2, channels, *size, dtype=torch.float64)
     ours, theirs = of_image(block, image), block(image)
     assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert not torch.equal(ours, theirs), "it is computed otherwise"
     of, parameters = torch.randn_like(ours), list(block.parameters())
     slopes, expected = (torch.autograd.grad(y, parameters, of) for y in (ours, theirs))
     assert_close(slopes, expected, rtol=1e-8, atol=1e-8)
@@ -154,7 +156,9 @@ def test_a_normalisation_moves_into_the_convolution_of_an_image(size, channels) 
         assert torch.equal(of_image(block, image), block(image)), "published features keep their digits"
 
 
-def test_a_block_that_something_is_wrapped_around_is_left_whole() -> None:
+def test_a_block_that_something_is_wrapped_around_is_left_whole(monkeypatch) -> None:
+    monkeypatch.setattr(joining, "LEAST", 1)
+
     class Wrapped(torch.nn.Module):
         def __init__(self, block: torch.nn.Module) -> None:
             super().__init__()

@@ -161,22 +161,27 @@ def _with_slopes(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("size", [(32, 48), (16, 32, 16)])
 def test_features_are_trained_the_same_with_split_convolutions(size, precision, monkeypatch) -> None:
+    """Exactly in double precision; else they are as near to that as whole ones are."""
     torch.manual_seed(0)
     network = UNet(channels=4, levels=[4, 2, 1], spatial_dims=len(size), widths=(8, 8, 16), precision=precision)
     x, split, calls = torch.rand(2, 1, *size), joining.split, []
+    with torch.no_grad():
+        in_use = network(x)
     monkeypatch.setattr(joining, "LEAST", 1)
     monkeypatch.setattr(joining, "split", lambda *inputs: calls.append(None) or split(*inputs))
     ours = _with_slopes(network, x)
     assert len(calls) == 1, "of the coarser joint one group has channels of both"
     with torch.no_grad():
-        whole = network(x)
-    assert len(calls) == 1, "published features keep their digits"
-    bound = 1e-4 if precision == "float32" or not blocks.computes_bfloat16() else 0.05
+        assert all(map(torch.equal, network(x), in_use)), "published features keep their digits"
     monkeypatch.setattr(joining, "LEAST", 2**20)
-    for mine, other in zip(ours, _with_slopes(network, x), strict=True):
-        assert (mine - other).norm() <= bound * other.norm()
-    for mine, other in zip(ours[: len(whole)], whole, strict=True):
-        assert (mine - other).norm() <= bound * other.norm()
+    whole = _with_slopes(network, x)
+    network.double().precision = "float32"
+    exact = _with_slopes(network, x.double())
+    monkeypatch.setattr(joining, "LEAST", 1)
+    assert_close(_with_slopes(network, x.double()), exact, rtol=1e-5, atol=1e-6)
+    for mine, other, right in zip(ours, whole, exact, strict=True):
+        # where two voxels are nearly the same, rounding says which is the larger, and gets the slope
+        assert (mine - right).norm() <= 3 * (other - right).norm() + 2e-3 * right.norm()
 
 
 @pytest.mark.parametrize("last", [True, False])

@@ -34,7 +34,6 @@ from dio_lightning.layers import OptimizerLayer
 from dio_lightning.modules import DIO
 from dio_lightning.modules.deqreg import LAST
 from dio_lightning.modules.sharding import expect_strategy, shard
-from dio_lightning.networks.joining import plain
 from dio_lightning.processes import of_all, reads_again
 
 ROOT = Path(__file__).parents[1]
@@ -100,9 +99,6 @@ def split(folder: Path) -> None:
             module = build(name, torch.optim.SGD)
             for weight in module.parameters():  # as split ones lie in memory: the same kernels, the same rounding
                 weight.data = weight.data.contiguous()
-            for layer in module.modules():  # and they are called, where the weights of whole ones are taken
-                if plain(layer):
-                    layer.__class__ = type("Called", (type(layer),), {})
             data = SyntheticPairs((16, 18), 3, train_pairs=4, val_pairs=1, test_pairs=1)
             run = trainer(folder, devices=2, strategy=strategy, max_epochs=2)
             run.fit(module, datamodule=data)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dio_lightning import ops
+from dio_lightning.networks import joining
 from dio_lightning.networks.blocks import channels_last, conv, too_small
 from dio_lightning.networks.joining import plain, through, two_and_more
 
@@ -51,7 +52,8 @@ def of_image(block: nn.Module, image: Tensor) -> Tensor:
     norm, layer, *rest = two_and_more(block)
     if not (isinstance(norm, nn.GroupNorm) and norm.affine and plain(layer)):
         return block(image)
-    if image.requires_grad or not torch.is_grad_enabled() or too_small(layer, image):
+    small = image[0, 0].numel() < joining.LEAST or too_small(layer, image)
+    if small or image.requires_grad or not torch.is_grad_enabled():
         return block(image)
     weight, each = layer.weight, (-1, *[1] * (image.ndim - 2))
     biases = (weight * norm.bias.view(each)).sum(1, keepdim=True)
