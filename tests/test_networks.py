@@ -184,6 +184,20 @@ def test_features_are_trained_the_same_with_split_convolutions(size, precision, 
         assert (mine - right).norm() <= 3 * (other - right).norm() + 2e-3 * right.norm()
 
 
+@pytest.mark.parametrize(("extent", "splits"), [(3, False), (4, True)])
+def test_no_joined_convolution_in_16_bits_is_split_on_few_voxels(extent, splits, monkeypatch) -> None:
+    """There oneDNN's gradients read memory that nobody wrote; whether autocast or the caller rounds does not matter."""
+    calls: list[None] = []
+    monkeypatch.setattr(joining, "LEAST", 1)
+    monkeypatch.setattr(joining, "split", lambda layer, coarse, skip, *_: calls.append(None) or skip)
+    layer = blocks.conv(3, 5, 2)
+    coarse, skip = torch.rand(1, 3, extent, 6, 6), torch.rand(1, 2, 2 * extent, 12, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        joining.join(layer, coarse, skip)
+    joining.join(layer.to(torch.bfloat16), coarse.bfloat16(), skip.bfloat16())
+    assert len(calls) == (2 if splits else 0)
+
+
 @pytest.mark.parametrize("last", [True, False])
 def test_what_comes_back_to_a_part_lies_as_it_does(last) -> None:
     parts = [torch.rand(2, c, 3, 4, 5, dtype=torch.float64, requires_grad=True) for c in (2, 3)]

@@ -162,4 +162,6 @@ def _splits(layer: nn.Module, coarse: Tensor, skip: Tensor) -> TypeGuard[nn.Conv
         return False
     if coarse.is_cuda:
         return SPLIT_ON_CUDA and not torch.is_grad_enabled()
-    return coarse.device.type == "cpu" and (min(coarse.shape[2:]) > 3 or not torch.is_autocast_enabled("cpu"))
+    # a transposed kernel of 4 on fewer voxels, in 16 bits: see `blocks.too_small`
+    rounded = torch.is_autocast_enabled("cpu") or coarse.dtype not in (torch.float32, torch.float64)
+    return coarse.device.type == "cpu" and not (rounded and min(coarse.shape[2:]) < 4)
